@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.evaluation.scores import Interval
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
-from wsa.learn.runs.config import OfflineRun, OnlineRun
-from wsa.learn.study import output
+from wsa.learn.study import output, trained_runs
 from wsa.learn.study.games import NO_BETTER_THAN_RANDOM, PlayedGames, difference, evaluation_note
 from wsa.learn.study.interventions import Kind
-from wsa.learn.study.trained_runs import in_text
+from wsa.learn.study.trained_runs import TrainedRun
 from wsa.learn.study.weight_statistics import (
     REACH,
     Log,
@@ -29,6 +30,7 @@ from wsa.learn.study.weight_statistics import (
 )
 
 KIND, TITLE = "attend", "Which model gets the attention"
+EMULATOR_HZ = 60
 FEW = 5  # Below this number of games, an interval says nothing.
 MOST_POINTS = 400  # Points in the chart of a game.
 SIGNS = {1: "rewards", -1: "penalties"}
@@ -39,9 +41,12 @@ CONDITION_NAMES = {
     "shuffled": "context of another state",
 }
 COLUMNS = (
-    "run", "game", "fusion", "seed", "parameters", "model", "mean_weight", "std_weight", "largest_share", "entropy",
-    "effective_number", "switches_per_s", "steps", "games",
+    *trained_runs.COLUMNS, "model", "mean_weight", "std_weight", "largest_share", "entropy", "effective_number",
+    "switches_per_s", "steps", "games",
 )  # fmt: skip
+EVENT_COLUMNS = (*trained_runs.COLUMNS, "event", "count", "model", "step", "mean", "low", "high")
+ACTION_COLUMNS = (*trained_runs.COLUMNS, "action", "count", "model", "mean_weight")
+GAME_COLUMNS = (*trained_runs.COLUMNS, "condition", "number", "return")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +54,34 @@ class AttentionResult:
     """A run with its logged weights and its games.
 
     Attributes:
-        run: The run's folder.
-        config: The run.
-        models: Displayed names of its models.
-        parameters: Number of trainable parameters; None if unknown.
-        steps_per_s: Number of steps in a second of play.
+        run: The run.
         log: Weights of its newest evaluation.
         games: Games in each condition; empty if nothing was played.
         random: Games of a random policy; None if nothing was played.
     """
 
-    run: str
-    config: OfflineRun | OnlineRun
-    models: tuple[str, ...]
-    parameters: int | None
-    steps_per_s: float
+    run: TrainedRun
     log: Log
     games: dict[Kind, PlayedGames]
     random: PlayedGames | None
+
+    @property
+    def steps_per_s(self) -> float:
+        """Number of steps in a second of play."""
+        return EMULATOR_HZ / self.run.config.protocol.frame_skip
+
+    @functools.cached_property
+    def events(self) -> list[tuple[str, int, NDArray[np.float64]]]:
+        """Kinds of events that occurred, with their number, and the weights around them."""
+        found = [(name, around_rewards(self.log, sign)) for sign, name in SIGNS.items()]
+        return [(name, *around) for name, around in found if around is not None]
+
+    @functools.cached_property
+    def by_action(self) -> list[tuple[str, int, list[float]]]:
+        """Each action, with the number of its steps, and the mean weights at them."""
+        actions = self.run.config.protocol.actions
+        counts, means = by_action(self.log, len(actions))
+        return list(zip(actions, counts.tolist(), means.tolist(), strict=True))
 
 
 def write(folder: Path, runs: Sequence[AttentionResult], evaluation: EvaluationSettings) -> str:
@@ -79,116 +94,83 @@ def write(folder: Path, runs: Sequence[AttentionResult], evaluation: EvaluationS
         "95 % bootstrap intervals over the rewards."
     )
     played = f" Interventions: {evaluation_note(evaluation)}." if evaluation.episodes else ""
-    rows = (row for one in runs for row in _rows(one))
-    extra = {
+    tables = {
+        KIND: (COLUMNS, [row for one in runs for row in _rows(one)]),
         "attend-events": (EVENT_COLUMNS, [row for one in runs for row in _event_rows(one)]),
         "attend-actions": (ACTION_COLUMNS, [row for one in runs for row in _action_rows(one)]),
         "attend-games": (GAME_COLUMNS, [row for one in runs for row in _game_rows(one)]),
     }
-    return output.write(folder, KIND, TITLE, parts, weighed + played, COLUMNS, rows, extra)
+    return output.write(folder, KIND, TITLE, parts, weighed + played, tables)
 
 
 def summary(one: AttentionResult) -> dict[str, Any]:
     """A run as JSON values."""
     return {
-        "run": one.run,
-        "parameters": one.parameters,
+        "run": str(one.run.folder),
+        "parameters": one.run.parameters,
         "models": [dict(zip(COLUMNS, row, strict=True)) for row in _rows(one)],
         "games": {kind: list(played.interval) for kind, played in one.games.items()},
     }
 
 
-def _run_columns(one: AttentionResult) -> tuple[Any, ...]:
-    c = one.config
-    return one.run, c.game, c.network.fusion.name, c.seed, one.parameters
-
-
 def _rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
     shares = one.log.shares
-    largest = np.bincount(shares.argmax(axis=1), minlength=len(one.models)) / len(shares)
+    largest = np.bincount(shares.argmax(axis=1), minlength=len(one.run.models)) / len(shares)
     overall = (
         float(entropy(shares).mean()), float(effective_number(shares).mean()),
         switches_per_second(one.log, one.steps_per_s), len(shares), int(one.log.game.max()) + 1,
     )  # fmt: skip
-    for i, model in enumerate(one.models):
+    for i, model in enumerate(one.run.models):
         of_model = float(shares[:, i].mean()), float(shares[:, i].std()), float(largest[i])
-        yield (*_run_columns(one), model, *of_model, *overall)
-
-
-EVENT_COLUMNS = ("run", "game", "fusion", "seed", "parameters", "event", "count", "model", "step", "mean", "low",
-                 "high")  # fmt: skip
-ACTION_COLUMNS = (
-    "run",
-    "game",
-    "fusion",
-    "seed",
-    "parameters",
-    "action",
-    "count",
-    "model",
-    "mean_weight",
-)
-GAME_COLUMNS = ("run", "game", "fusion", "seed", "parameters", "condition", "number", "return")
+        yield (*one.run.columns, model, *of_model, *overall)
 
 
 def _event_rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
-    for sign, name in SIGNS.items():
-        events = around_rewards(one.log, sign)
-        if events is None:
-            continue
-        count, bands = events
-        for model, band in zip(one.models, bands, strict=True):
+    for name, count, bands in one.events:
+        for model, band in zip(one.run.models, bands, strict=True):
             for step, values in enumerate(band.T, -REACH):
-                yield (*_run_columns(one), name, count, model, step, *values.tolist())
+                yield (*one.run.columns, name, count, model, step, *values.tolist())
 
 
 def _action_rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
-    actions = one.config.protocol.actions
-    counts, means = by_action(one.log, len(actions))
-    for action, count, row in zip(actions, counts.tolist(), means.tolist(), strict=True):
-        for model, mean in zip(one.models, row, strict=True):
-            yield (*_run_columns(one), action, count, model, mean if count else "")
+    for action, count, row in one.by_action:
+        for model, mean in zip(one.run.models, row, strict=True):
+            yield (*one.run.columns, action, count, model, mean if count else "")
 
 
 def _game_rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
     for kind, played in one.games.items():
         for number, returned in enumerate(played.returns):
-            yield (*_run_columns(one), kind, number, returned)
+            yield (*one.run.columns, kind, number, returned)
 
 
 def _parts(one: AttentionResult) -> Iterator[Part]:
-    name = f"{one.config.game}, {one.config.network.fusion.name}, seed {one.config.seed}"
     rows = list(_rows(one))
     *_, effective, switches, steps, games = rows[0]
     yield Text(
-        f"{one.run}: {name}, {in_text(one.parameters)}; {steps:,} steps of {games} games. Effective number of "
-        f"models: {effective:.2f} of {len(one.models)}. The model with the largest weight changes "
+        f"{one.run.folder}: {one.run.name}, {one.run.counted}; {steps:,} steps of {games} games. Effective "
+        f"number of models: {effective:.2f} of {len(one.run.models)}. The model with the largest weight changes "
         f"{switches:.2f} times per second."
     )
     yield table(
-        f"Use of the models: {name}",
+        f"Use of the models: {one.run.name}",
         ("model", "mean weight", "std", "largest in"),
         [(r[5], f"{r[6]:.3f}", f"{r[7]:.3f}", f"{r[8]:.0%} of steps") for r in rows],
     )
     yield _film(one)
-    for sign, event in SIGNS.items():
-        events = around_rewards(one.log, sign)
-        if events is not None:
-            count, bands = events
-            x = np.arange(-REACH, REACH + 1) / one.steps_per_s
-            yield Figure(
-                f"Around {event}",
-                figures.events(x, one.models, list(bands), "seconds from the event"),
-                f"{count:,} {event}; mean weights with 95 % bootstrap bands.",
-            )
-    actions = one.config.protocol.actions
-    counts, means = by_action(one.log, len(actions))
+    for event, count, bands in one.events:
+        x = np.arange(-REACH, REACH + 1) / one.steps_per_s
+        yield Figure(
+            f"Around {event}",
+            figures.events(x, one.run.models, list(bands), "seconds from the event"),
+            f"{count:,} {event}; mean weights with 95 % bootstrap bands.",
+        )
     yield table(
         "Weights by action",
-        ("action", "steps", *one.models),
+        ("action", "steps", *one.run.models),
         [
             (action, f"{count:,}", *(f"{w:.3f}" if count else None for w in row))
-            for action, count, row in zip(actions, counts.tolist(), means.tolist(), strict=True)
+            for action, count, row in one.by_action
         ],
     )
     yield from _interventions(one)
@@ -202,7 +184,7 @@ def _film(one: AttentionResult) -> Figure:
     seconds = np.array([at[0] for at in stretches]) / one.steps_per_s
     return Figure(
         "The first game",
-        figures.stacked(one.models, seconds, means, "seconds"),
+        figures.stacked(one.run.models, seconds, means, "seconds"),
         "The weights of the models, stacked.",
     )
 

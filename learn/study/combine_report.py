@@ -114,7 +114,7 @@ def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
         f"Trained by wsa learn with {', '.join(changed(bench)) or 'its defaults'}; store "
         f"{grid_plan.settings.options['store']}."
     )
-    markdown = output.write(folder, KIND, TITLE, parts, note, COLUMNS, map(_row, runs))
+    markdown = output.write(folder, KIND, TITLE, parts, note, {KIND: (COLUMNS, map(_row, runs))})
     return Report(markdown, [dataclasses.asdict(line) for line in overall])
 
 

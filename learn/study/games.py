@@ -5,10 +5,14 @@ STUDY/games/{identity}.json    returns of the games of one network in one condit
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,12 +20,17 @@ import numpy as np
 from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.envs.policies import Policy, RandomPolicy
 from wsa.learn.envs.variants import Variant
-from wsa.learn.evaluation.rollout import play
+from wsa.learn.evaluation.rollout import Episode, play
 from wsa.learn.evaluation.scores import Interval, mean_score, stratified_interval
-from wsa.learn.runs.config import RunConfig
+from wsa.learn.runs.player import Player
+from wsa.learn.runs.presence import Mask
+from wsa.learn.study.trained_runs import TrainedRun
 from wsa.store.common import atomic_files, hashing
 from wsa.store.format import records
 
+Key = TypeVar("Key")
+
+RESAMPLES = 2000
 Z_95 = 1.96  # Standard errors in a 95 % interval.
 RANDOM = "random"  # Name of the random policy, in place of a network.
 NO_BETTER_THAN_RANDOM = (
@@ -54,6 +63,27 @@ class PlayedGames(msgspec.Struct, frozen=True):
         return stratified_interval(np.array(self.returns)[:, None], mean_score)
 
 
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What a study changes before a run plays.
+
+    Attributes:
+        name: Identifies the condition; together with the network and the settings it identifies
+            the games.
+        models: Whether each of the run's models is present; None if all are.
+        variant: Variant that is played instead of the game.
+        intervene: Changes the network until its block ends.
+    """
+
+    name: str
+    models: Mask | None = None
+    variant: Variant | None = None
+    intervene: Callable[[Any], AbstractContextManager[object]] = contextlib.nullcontext
+
+
+UNCHANGED = Condition("none")  # Studies share the games of a run as it is.
+
+
 class Games:
     """Plays games that have not been played before, and saves them.
 
@@ -65,74 +95,119 @@ class Games:
     def __init__(self, folder: Path, evaluation: EvaluationSettings) -> None:
         self._folder, self._evaluation = folder / "games", evaluation
 
-    def find(self, config: RunConfig, network: str, condition: str) -> PlayedGames | None:
-        """Find saved games of this network in this condition; None if there are none."""
-        path = self._path(config, network, condition)
-        return (
-            records.read_json(path.read_bytes(), PlayedGames, str(path)) if path.exists() else None
-        )
+    def find(self, run: TrainedRun, condition: Condition) -> PlayedGames | None:
+        """Find saved games of a run in a condition; None if there are none."""
+        return _read(self._path(run, run.network, condition.name))
+
+    def left(self, run: TrainedRun, conditions: Iterable[Condition]) -> list[Condition]:
+        """Conditions in which a run has not been played."""
+        return [condition for condition in conditions if self.find(run, condition) is None]
+
+    def play_all(
+        self,
+        run: TrainedRun,
+        conditions: Mapping[Key, Condition],
+        open_player: Callable[[], Player],
+        on_games: Callable[[int, int], None],
+    ) -> dict[Key, PlayedGames]:
+        """Games of a run in every condition; those that are not saved are played now.
+
+        Args:
+            run: The run.
+            conditions: The conditions.
+            open_player: Opens the run; called only if there are games to play.
+            on_games: Called with (games played, games to play).
+        """
+        episodes = self._evaluation.episodes
+        total = len(self.left(run, conditions.values())) * episodes
+        player, done = functools.cache(open_player), 0
+        played: dict[Key, PlayedGames] = {}
+        for key, condition in conditions.items():
+            found = self.find(run, condition)
+            if found is None:
+
+                def on_step(_: int, finished: int, before: int = done) -> None:
+                    on_games(before + finished, total)
+
+                # Frames of one condition must not be remembered in the next.
+                fresh = player().with_models(condition.models)
+                with condition.intervene(fresh.network):
+                    found = self.play(run, condition, fresh, on_step)
+                done += episodes
+            played[key] = found
+        return played
 
     def play(
         self,
-        config: RunConfig,
-        network: str,
-        condition: str,
-        policy: Policy,
-        embedder: Any = None,
+        run: TrainedRun,
+        condition: Condition,
+        player: Player,
         on_step: Callable[[int, int], None] = lambda steps, episodes: None,
-        variant: Variant | None = None,
     ) -> PlayedGames:
-        """Play games, and save them.
+        """Play games of a run in a condition, and save them.
 
         Args:
-            config: The run, whose game and protocol are used.
-            network: First 12 hex digits of the checkpoint's hash.
-            condition: Name of the intervention. Together with the network and the settings it
-                identifies the games.
-            policy: Policy that plays.
-            embedder: Embedder that counts passes.
+            run: The run.
+            condition: The condition, which `player` is in already except for the variant.
+            player: The run's network.
             on_step: Called with (steps played, games finished).
-            variant: Variant to play instead of the game; the condition must name it.
         """
-        settings = self._evaluation
-        before = embedder.passes if embedder else 0
-        episodes = play(
-            config.game, config.protocol, policy, settings.episodes, settings.seed,
-            num_envs=settings.num_envs, make_env=variant.make_env if variant else None,
-            on_step=on_step,
-        )  # fmt: skip
-        played = PlayedGames(
-            tuple(e.returned for e in episodes),
-            sum(e.steps for e in episodes),
-            embedder.passes - before if embedder else 0,
-        )
-        atomic_files.replace(self._path(config, network, condition), msgspec.json.encode(played))
-        return played
+        e = self._evaluation
+        policy = player.policy(e.num_envs, e.epsilon, e.seed)
+        before = player.embedder.passes
+        episodes = self._episodes(run, policy, condition.variant, on_step)
+        path = self._path(run, run.network, condition.name)
+        return _save(path, episodes, player.embedder.passes - before)
 
-    def random(self, config: RunConfig, variant: Variant | None = None) -> PlayedGames:
+    def random(self, run: TrainedRun, variant: Variant | None = None) -> PlayedGames:
         """Games of a random policy in the same environments; played now if they are not saved."""
-        policy = RandomPolicy(len(config.protocol.actions), self._evaluation.seed)
-        condition = random_condition(variant)
-        saved = self.find(config, RANDOM, condition)
-        return saved or self.play(config, RANDOM, condition, policy, variant=variant)
+        path = self.random_path(run, variant)
+        if (saved := _read(path)) is not None:
+            return saved
+        policy = RandomPolicy(len(run.config.protocol.actions), self._evaluation.seed)
+        return _save(path, self._episodes(run, policy, variant), 0)
 
-    def _path(self, config: RunConfig, network: str, condition: str) -> Path:
-        identity = [config.game, config.protocol, network, condition, self._evaluation]
+    def random_path(self, run: TrainedRun, variant: Variant | None) -> Path:
+        """Where the games of `random` are saved.
+
+        A random policy ignores frames. If a variant changes nothing else, its games are those of
+        the unchanged game, and are not played again.
+        """
+        changed = variant is not None and not variant.keeps_rules
+        return self._path(run, RANDOM, variant_condition(variant).name if changed else "")
+
+    def _episodes(
+        self,
+        run: TrainedRun,
+        policy: Policy,
+        variant: Variant | None,
+        on_step: Callable[[int, int], None] = lambda steps, episodes: None,
+    ) -> list[Episode]:
+        e = self._evaluation
+        return play(
+            run.config.game, run.config.protocol, policy, e.episodes, e.seed, num_envs=e.num_envs,
+            make_env=variant.make_env if variant else None, on_step=on_step,
+        )  # fmt: skip
+
+    def _path(self, run: TrainedRun, network: str, condition: str) -> Path:
+        identity = [run.config.game, run.config.protocol, network, condition, self._evaluation]
         return self._folder / f"{hashing.identity(identity)[:24]}.json"
 
 
-def condition_of(variant: Variant) -> str:
-    """Name of the condition of playing a variant."""
-    return f"variant {variant.spec}"
+def _read(path: Path) -> PlayedGames | None:
+    return records.read_json(path.read_bytes(), PlayedGames, str(path)) if path.exists() else None
 
 
-def random_condition(variant: Variant | None) -> str:
-    """Name of the condition of playing a variant with a random policy, which ignores frames.
+def _save(path: Path, episodes: Sequence[Episode], passes: int) -> PlayedGames:
+    returns = tuple(e.returned for e in episodes)
+    played = PlayedGames(returns, sum(e.steps for e in episodes), passes)
+    atomic_files.replace(path, msgspec.json.encode(played))
+    return played
 
-    If a variant only changes frames, the random policy's games are those of the unchanged game, and
-    are not played again.
-    """
-    return "" if variant is None or variant.keeps_rules else condition_of(variant)
+
+def variant_condition(variant: Variant | None) -> Condition:
+    """The condition of playing a variant, or the unchanged game."""
+    return Condition(f"variant {variant.spec}", variant=variant) if variant else UNCHANGED
 
 
 def env_seeds(evaluation: EvaluationSettings) -> list[int]:
@@ -163,14 +238,13 @@ def better_than_random(summary: Mapping[str, Any]) -> bool:
     return bool(gain > Z_95 * math.sqrt(spreads / summary["episodes"]))
 
 
-def difference(one: PlayedGames, other: PlayedGames, *, resamples: int = 2000) -> Interval:
+def difference(one: PlayedGames, other: PlayedGames) -> Interval:
     """Difference of two mean returns, with its 95 % bootstrap interval over the games."""
     generator = np.random.default_rng(0)
-    means = [_means(generator, p.returns, resamples) for p in (one, other)]
-    low, high = np.quantile(means[0] - means[1], [0.025, 0.975])
+
+    def resample(returns: Sequence[float]) -> Any:
+        drawn = generator.integers(len(returns), size=(RESAMPLES, len(returns)))
+        return np.array(returns)[drawn].mean(axis=1)
+
+    low, high = np.quantile(resample(one.returns) - resample(other.returns), [0.025, 0.975])
     return Interval(one.mean - other.mean, float(low), float(high))
-
-
-def _means(generator: np.random.Generator, returns: Sequence[float], resamples: int) -> Any:
-    values = np.array(returns)
-    return values[generator.integers(len(values), size=(resamples, len(values)))].mean(axis=1)

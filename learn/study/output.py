@@ -9,15 +9,13 @@ STUDY/
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from wsa.learn.report.document import Part, Section, markdown, versions
+from wsa.learn.report.document import Part, Section, csv_table, markdown, versions
 from wsa.learn.report.page import page
 from wsa.store.common import atomic_files
 from wsa.store.format import records
@@ -35,9 +33,7 @@ def write(
     title: str,
     parts: Sequence[Part],
     evaluation: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[Any]],
-    further: Mapping[str, Raw] | None = None,
+    tables: Mapping[str, Raw],
 ) -> str:
     """Write a study's tables, and the page of all studies in the folder.
 
@@ -47,9 +43,7 @@ def write(
         title: Heading of the study.
         parts: Texts, tables, and figures of the study.
         evaluation: Description of the evaluation.
-        columns: Columns of the raw table.
-        rows: Rows of the raw table, one for each unit.
-        further: Other raw tables, by file name.
+        tables: Columns and rows of the raw tables, by file name.
 
     Returns:
         The study as Markdown.
@@ -61,20 +55,12 @@ def write(
     facts = {"evaluation": evaluation, "command": command_line(), "versions": versions()}
     section = Section(kind, title, tuple(parts), facts)
     text = markdown(section)
-    for name, raw in {kind: (columns, rows), **(further or {})}.items():
-        atomic_files.replace(folder / f"{name}.csv", _csv(*raw))
+    for name, (columns, rows) in tables.items():
+        atomic_files.replace(folder / f"{name}.csv", csv_table(columns, rows))
     atomic_files.replace(folder / f"{kind}.md", text.encode())
     atomic_files.replace(folder / f"{kind}.json", msgspec.json.encode(section))
     atomic_files.replace(folder / PAGE, page("wsa study", _sections(folder)).encode())
     return text
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return table.getvalue().encode()
 
 
 def _sections(folder: Path) -> list[Section]:

@@ -10,24 +10,29 @@ from typing import Any
 import numpy as np
 
 from wsa.learn.bench.grid import EvaluationSettings
+from wsa.learn.bench.run_cell import Failure
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
-from wsa.learn.runs.config import OfflineRun, OnlineRun
-from wsa.learn.study import output
+from wsa.learn.study import output, trained_runs
 from wsa.learn.study.games import env_seeds, evaluation_note
 from wsa.learn.study.generalising.retention import FEW, Pair, Retention
 from wsa.learn.study.generalising.shift import Shift
 from wsa.learn.study.generalising.suites import COLOURS
-from wsa.learn.study.trained_runs import in_text
+from wsa.learn.study.trained_runs import TrainedRun
 
 KIND, TITLE = "generalise", "In games that the runs were not trained on"
-COLUMNS = ("run", "game", "fusion", "seed", "parameters", "checkpoint", "suite", "variant", "policy", "number",
-           "env_seed", "return")  # fmt: skip
-KEPT_COLUMNS = ("run", "game", "fusion", "seed", "parameters", "suite", "variant", "return_mean", "return_low",
-                "return_high", "random_mean", "change", "change_low", "change_high", "kept",
-                "kept_low", "kept_high", "passes")  # fmt: skip
-SHIFT_COLUMNS = ("run", "game", "fusion", "seed", "parameters", "variant", "states", "model", "cosine",
-                 "weight_before", "weight_after", "weight_moved", "action_agreement")  # fmt: skip
+COLUMNS = (
+    *trained_runs.COLUMNS, "checkpoint", "suite", "variant", "policy", "number", "env_seed", "return",
+)  # fmt: skip
+# The columns of a variant, after those of its run.
+KEPT_COLUMNS = (
+    "suite", "variant", "return_mean", "return_low", "return_high", "random_mean", "change", "change_low",
+    "change_high", "kept", "kept_low", "kept_high", "passes",
+)  # fmt: skip
+SHIFT_COLUMNS = (
+    "variant", "states", "model", "cosine", "weight_before", "weight_after", "weight_moved",
+    "action_agreement",
+)  # fmt: skip
 NO_ADVANTAGE = (
     "These games do not show that the run plays better than a random policy. In the unchanged game, its "
     "return minus the random policy's is {}. So there is no advantage to keep, and only returns are "
@@ -40,59 +45,22 @@ class VariantResult:
     """A run, and its games in variants.
 
     Attributes:
-        run: The run's folder.
-        config: The run.
-        models: Displayed names of its models.
-        checkpoint: First 12 hex digits of the network's hash.
-        parameters: Number of trainable parameters; None if unknown.
+        run: The run.
         plain: Games without a change, of the run and of a random policy.
         suites: The same by suite and variant.
         shifts: By variant, its effect on embeddings and weights.
     """
 
-    run: str
-    config: OfflineRun | OnlineRun
-    models: tuple[str, ...]
-    checkpoint: str
-    parameters: int | None
+    run: TrainedRun
     plain: Pair
     suites: dict[str, dict[str, Pair]]
     shifts: dict[str, Shift]
-
-    @property
-    def name(self) -> str:
-        """Name of the run in headings."""
-        c = self.config
-        return f"{c.game}, {c.network.fusion.name}, seed {c.seed}"
-
-    @property
-    def about(self) -> tuple[Any, ...]:
-        """First columns of the run's rows."""
-        c = self.config
-        return self.run, c.game, c.network.fusion.name, c.seed, self.parameters
-
-
-@dataclasses.dataclass(frozen=True)
-class Failed:
-    """A run that failed.
-
-    Attributes:
-        run: The run's folder.
-        kind: The error's stable code, or the exception's name.
-        message: The problem, and what to do.
-        exit_code: Exit code of the error.
-    """
-
-    run: str
-    kind: str
-    message: str
-    exit_code: int
 
 
 def write(
     folder: Path,
     runs: Sequence[VariantResult],
-    failed: Sequence[Failed],
+    failed: Sequence[Failure],
     missing_suites: Sequence[str],
     evaluation: EvaluationSettings,
 ) -> str:
@@ -107,7 +75,7 @@ def write(
     """
     parts: list[Part] = [*_overview(runs), *(Text(note) for note in missing_suites)]
     if failed:
-        rows = [(one.run, one.message) for one in failed]
+        rows = [(one.cell, one.message) for one in failed]
         parts.append(table("Runs that failed", ("run", "reason"), rows))
     parts += [part for one in runs for part in _parts(one, evaluation.episodes)]
     note = (
@@ -117,27 +85,40 @@ def write(
         "pairs of games. Embeddings: cosine between the embeddings of a frame with and without the "
         "change, after the same actions, as the network normalizes them. Weights are scaled to sum to 1."
     )
-    raw = (row for one in runs for row in _rows(one, env_seeds(evaluation)))
-    further = {
-        "generalise-kept": (KEPT_COLUMNS, [row for one in runs for row in _kept_rows(one)]),
-        "generalise-shift": (SHIFT_COLUMNS, [row for one in runs for row in _shift_rows(one)]),
+    seeds, of_run = env_seeds(evaluation), trained_runs.COLUMNS
+    tables = {
+        KIND: (COLUMNS, [row for one in runs for row in _rows(one, seeds)]),
+        "generalise-kept": (
+            (*of_run, *KEPT_COLUMNS),
+            [(*one.run.columns, *row) for one in runs for row in _kept_rows(one)],
+        ),
+        "generalise-shift": (
+            (*of_run, *SHIFT_COLUMNS),
+            [(*one.run.columns, *row) for one in runs for row in _shift_rows(one)],
+        ),
     }
-    return output.write(folder, KIND, TITLE, parts, note, COLUMNS, raw, further)
+    return output.write(folder, KIND, TITLE, parts, note, tables)
 
 
 def summary(one: VariantResult) -> dict[str, Any]:
     """A run as JSON values."""
     retention = Retention(one.plain)
     return {
-        "run": one.run,
-        "parameters": one.parameters,
+        "run": str(one.run.folder),
+        "parameters": one.run.parameters,
         "return": list(one.plain[0].interval),
         "random": list(one.plain[1].interval),
         "above_random": retention.beats_random,
         "suites": {s: retention.share(list(pairs.values())) for s, pairs in one.suites.items()},
-        "variants": [dict(zip(KEPT_COLUMNS[5:], row[5:], strict=True)) for row in _kept_rows(one)],
-        "shifts": [dict(zip(SHIFT_COLUMNS[5:], row[5:], strict=True)) for row in _shift_rows(one)],
+        "variants": [dict(zip(KEPT_COLUMNS, row, strict=True)) for row in _kept_rows(one)],
+        "shifts": [dict(zip(SHIFT_COLUMNS, row, strict=True)) for row in _shift_rows(one)],
     }
+
+
+def failed(one: Failure) -> dict[str, Any]:
+    """A run that failed as JSON values."""
+    values = dataclasses.asdict(one)
+    return {"run": values.pop("cell"), **values}
 
 
 def _rows(one: VariantResult, seeds: Sequence[int]) -> Iterator[tuple[Any, ...]]:
@@ -146,7 +127,7 @@ def _rows(one: VariantResult, seeds: Sequence[int]) -> Iterator[tuple[Any, ...]]
     for suite, variant, pair in (plain, *entries):
         for policy, played in zip(("run", "random"), pair, strict=True):
             for number, (seed, returned) in enumerate(zip(seeds, played.returns, strict=True)):
-                columns = (*one.about, one.checkpoint, suite, variant, policy)
+                columns = (*one.run.columns, one.run.network, suite, variant, policy)
                 yield (*columns, number, seed, returned)
 
 
@@ -156,21 +137,15 @@ def _kept_rows(one: VariantResult) -> Iterator[tuple[Any, ...]]:
         for variant, pair in variants.items():
             share_kept, (played, chance) = retention.share([pair]) or (None,) * 3, pair
             values = (*played.interval, chance.mean, *retention.change(played), *share_kept)
-            yield (*one.about, suite, variant, *values, played.passes)
+            yield (suite, variant, *values, played.passes)
 
 
 def _shift_rows(one: VariantResult) -> Iterator[tuple[Any, ...]]:
     for variant, s in one.shifts.items():
-        missing = (None,) * len(one.models)
-        by_model = (
-            one.models,
-            s.cosine,
-            s.before or missing,
-            s.after or missing,
-            s.moved or missing,
-        )
-        for of_model in zip(*by_model, strict=True):
-            yield (*one.about, variant, s.states, *of_model, s.agreement)
+        missing = (None,) * len(s.cosine)
+        weights = (s.before or missing, s.after or missing, s.moved or missing)
+        for of_model in zip(one.run.models, s.cosine, *weights, strict=True):
+            yield (variant, s.states, *of_model, s.agreement)
 
 
 def _overview(runs: Sequence[VariantResult]) -> Iterator[Part]:
@@ -178,13 +153,13 @@ def _overview(runs: Sequence[VariantResult]) -> Iterator[Part]:
     suites = list(dict.fromkeys(suite for one in runs for suite in one.suites))
     rows, bars = [], []
     for style, one in enumerate(runs):
-        retention, called = Retention(one.plain), Path(one.run).name
+        retention, called = Retention(one.plain), one.run.folder.name
         shares = {s: retention.share(list(pairs.values())) for s, pairs in one.suites.items()}
         played, chance = (p.interval for p in one.plain)
         cells = [shares.get(suite) for suite in suites]
         note = "" if retention.beats_random else "not shown to be better than random"
-        counted = one.parameters and f"{one.parameters:,}"
-        rows.append((called, one.name, counted, played, chance, *cells, note))
+        counted = one.run.parameters and f"{one.run.parameters:,}"
+        rows.append((called, one.run.name, counted, played, chance, *cells, note))
         bars += [
             figures.Bar(f"{suite}: {called}", *value, style)
             for suite, value in shares.items()
@@ -206,8 +181,8 @@ def _overview(runs: Sequence[VariantResult]) -> Iterator[Part]:
 
 
 def _parts(one: VariantResult, games: int) -> Iterator[Part]:
-    retention = Retention(one.plain)
-    yield Text(f"{one.run}: {one.name}; network {one.checkpoint}, {in_text(one.parameters)}.")
+    run, retention = one.run, Retention(one.plain)
+    yield Text(f"{run.folder}: {run.name}; network {run.network}, {run.counted}.")
     if not retention.beats_random:
         yield Text(NO_ADVANTAGE.format(retention.advantage))
     elif games < FEW:
@@ -218,7 +193,7 @@ def _parts(one: VariantResult, games: int) -> Iterator[Part]:
         else:
             yield _bars(one, retention, suite, variants)
     yield table(
-        f"Variants: {one.name}",
+        f"Variants: {one.run.name}",
         ("suite", "variant", "mean return", "random policy", "change of the return", "kept"),
         [("", "unchanged", *(p.interval for p in one.plain), None, None)]
         + [
@@ -241,7 +216,7 @@ def _parts(one: VariantResult, games: int) -> Iterator[Part]:
 def _bars(
     one: VariantResult, retention: Retention, suite: str, variants: dict[str, Pair]
 ) -> Figure:
-    title = f"{suite}: {one.name}"
+    title = f"{suite}: {one.run.name}"
     if retention.beats_random:
         shares = {variant: retention.share([pair]) for variant, pair in variants.items()}
         bars = [figures.Bar(v, *value) for v, value in shares.items() if value is not None]
@@ -265,26 +240,26 @@ def _recolourings(one: VariantResult, retention: Retention, pairs: Sequence[Pair
         values, COLOURS, COLOURS, "color of the blocks", y_label="player and ball",
         strongest=1.0 if retention.beats_random else None,
     )  # fmt: skip
-    return Figure(f"Breakout's 25 recolorings, {title}: {one.name}", svg, note)
+    return Figure(f"Breakout's 25 recolorings, {title}: {one.run.name}", svg, note)
 
 
 def _moved(one: VariantResult) -> Iterator[Part]:
     """The model that a change of looks moves most, and how the fusion responds."""
     variants, shifts = list(one.shifts), list(one.shifts.values())
     yield Figure(
-        f"Embeddings with changed looks: {one.name}",
+        f"Embeddings with changed looks: {one.run.name}",
         figures.heat_map(
-            np.array([s.cosine for s in shifts]), variants, one.models,
+            np.array([s.cosine for s in shifts]), variants, one.run.models,
             "cosine of the embeddings", strongest=1.0,
         ),
         "1: the embedding does not change. 0: it is unrelated to the original.",
     )  # fmt: skip
     weighed = [(s.before, s.after) for s in shifts if s.before and s.after]
-    if len(one.models) > 1 and weighed:
+    if len(one.run.models) > 1 and weighed:
         changes = np.array([np.subtract(after, before) for before, after in weighed])
         yield Figure(
-            f"How the fusion responds: {one.name}",
-            figures.heat_map(changes, variants, one.models, "change of the mean weight"),
+            f"How the fusion responds: {one.run.name}",
+            figures.heat_map(changes, variants, one.run.models, "change of the mean weight"),
             "If a change confuses a model, a fusion that notices gives the model less weight.",
         )
     rows = []
@@ -296,14 +271,14 @@ def _moved(one: VariantResult) -> Iterator[Part]:
         rows.append(
             (
                 variant,
-                one.models[moved_most],
+                one.run.models[moved_most],
                 f"{s.cosine[moved_most]:z.2f}",
                 weight,
                 f"{s.agreement:.0%}",
             )
         )
     yield table(
-        f"The model whose embeddings change most: {one.name}",
+        f"The model whose embeddings change most: {one.run.name}",
         ("variant", "model", "cosine", "weight", "same action"),
         rows,
         f"Over the same {shifts[0].states} states with and without the change.",

@@ -8,7 +8,7 @@ each.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.envs.atari import pictures
 from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
-from wsa.learn.runs.config import RunConfig
 from wsa.learn.runs.player import Player
+from wsa.learn.study.trained_runs import TrainedRun
 from wsa.store.common import atomic_files, hashing
 from wsa.store.format import records
 
@@ -62,35 +62,37 @@ class Shifts:
     def __init__(self, folder: Path, evaluation: EvaluationSettings, states: int) -> None:
         self._folder, self._evaluation, self._states = folder / "shifts", evaluation, states
 
-    def wanted(self, config: RunConfig, variant: Variant) -> bool:
-        """Whether there are embeddings to compare, and the variant changes only looks."""
-        return bool(self._states and config.models and variant.keeps_rules)
+    def left(self, run: TrainedRun, variants: Iterable[Variant]) -> list[Variant]:
+        """Variants for which a run's states have not been compared."""
+        return [v for v in self._comparable(run, variants) if not self._path(run, v).exists()]
 
-    def find(self, config: RunConfig, network: str, variant: Variant) -> Shift | None:
-        """Find a saved measurement; None if there is none."""
-        path = self._path(config, network, variant)
-        return records.read_json(path.read_bytes(), Shift, str(path)) if path.exists() else None
+    def of(self, run: TrainedRun, variants: Iterable[Variant]) -> dict[str, Shift]:
+        """Saved measurements, by variant."""
+        paths = {v.spec: self._path(run, v) for v in self._comparable(run, variants)}
+        return {
+            spec: records.read_json(path.read_bytes(), Shift, str(path))
+            for spec, path in paths.items()
+        }
 
-    def measure(self, player: Player) -> Callable[[Variant], Shift]:
-        """Play the unchanged game.
-
-        Returns:
-            A function that plays a variant, compares it with the unchanged game, and saves the result.
-        """
+    def measure(self, run: TrainedRun, player: Player, variants: Iterable[Variant]) -> None:
+        """Play the unchanged game and each variant, compare them, and save the results."""
         plain = _record_states(player, Variant(""), self._evaluation, self._states)
-
-        def compare(variant: Variant) -> Shift:
+        for variant in variants:
             changed = _record_states(player, variant, self._evaluation, self._states, plain.actions)
-            result = shift(plain, changed)
-            path = self._path(player.config, player.digest, variant)
-            atomic_files.replace(path, msgspec.json.encode(result))
-            return result
+            result = msgspec.json.encode(shift(plain, changed))
+            atomic_files.replace(self._path(run, variant), result)
 
-        return compare
+    def _comparable(self, run: TrainedRun, variants: Iterable[Variant]) -> list[Variant]:
+        """Variants that change only looks; none if there are no embeddings to compare."""
+        compared = self._states and run.config.models
+        return [variant for variant in variants if variant.keeps_rules] if compared else []
 
-    def _path(self, config: RunConfig, network: str, variant: Variant) -> Path:
-        settings = self._evaluation.epsilon, self._evaluation.seed, self._evaluation.num_envs
-        parts = [config.game, config.protocol, network, variant.spec, self._states, *settings]
+    def _path(self, run: TrainedRun, variant: Variant) -> Path:
+        config, e = run.config, self._evaluation
+        parts = [
+            config.game, config.protocol, run.network, variant.spec, self._states, e.epsilon, e.seed,
+            e.num_envs,
+        ]  # fmt: skip
         return self._folder / f"{hashing.identity(parts)[:24]}.json"
 
 
@@ -175,9 +177,8 @@ def _record_states(
         actions: Actions to take, shape (steps, envs); by default the network's.
     """
     config, count = player.config, evaluation.num_envs
-    fresh = player.with_models(
-        player.mask
-    )  # Frames seen in another variant must not be remembered.
+    # Frames seen in another variant must not be remembered.
+    fresh = player.with_models(player.mask)
     stacks = _RecordingStacks(fresh.embedder, count, config.network.frame_stack)
     choices = len(config.protocol.actions)
     policy = GreedyPolicy(player.network, stacks, choices, 0.0, evaluation.seed)

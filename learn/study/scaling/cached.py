@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +15,10 @@ from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder
 from wsa.learn.configs.algorithms import BCConfig, PPOConfig
-from wsa.learn.evaluation.video import labels
-from wsa.learn.runs.config import read_config
-from wsa.learn.runs.presence import check_can_lose
+from wsa.learn.runs.presence import Mask, check_can_lose
 from wsa.learn.study.scaling.stored_states import STATES, StoredStates
-from wsa.learn.study.scaling.subsets import Mask, shapley, subsets
+from wsa.learn.study.scaling.subsets import shapley, subsets
+from wsa.learn.study.trained_runs import TrainedRun
 from wsa.store.common.errors import UsageError
 
 MOST_MODELS = 10  # Makes about a thousand sets.
@@ -78,31 +76,30 @@ class CachedResult:
     shapley: tuple[float, ...]
     passes: int
 
+    @property
+    def name(self) -> str:
+        """Name of the run in headings."""
+        return f"{self.game}, {self.fusion}, seed {self.seed}"
 
-def check(folder: Path) -> None:
+
+def check(run: TrainedRun) -> None:
     """Refuse a run that cannot be studied, before anything is opened.
 
     Raises:
-        MissingError: If there is no run.
         UsageError: If it has too many models, or its fusion needs all of them.
     """
-    config = read_config(folder)
-    check_can_lose(config, str(folder))
-    if len(config.models) > MOST_MODELS:
+    check_can_lose(run.config, str(run.folder))
+    models = len(run.config.models)
+    if models > MOST_MODELS:
         raise UsageError(
             "bad-option",
-            f"{folder} has {len(config.models)} models, which make {2 ** len(config.models):,} "
+            f"{run.folder} has {models} models, which make {2**models:,} "
             f"sets. At most {MOST_MODELS} models are supported. Use wsa eval --without for single sets.",
         )
 
 
-def count_models(folder: Path) -> int:
-    """Number of models that a run fuses."""
-    return len(read_config(folder).models)
-
-
 def measure(
-    folder: Path,
+    run: TrainedRun,
     most: int = STATES,
     device: str = "cpu",
     on_set: Callable[[int, int], None] = lambda done, total: None,
@@ -110,43 +107,38 @@ def measure(
     """Evaluate a run's network with every set of its models.
 
     Args:
-        folder: The run's folder.
+        run: A run that passes `check`.
         most: Maximum number of states.
         device: Device for the network.
         on_set: Called with (sets done, sets in total).
 
     Raises:
-        MissingError: If there is no run, no checkpoint, or no state.
+        MissingError: If there is no checkpoint, or no state.
         DamagedError: If the checkpoint or the data is damaged.
-        UsageError: See `check`.
     """
-    check(folder)
     before = Encoder.total_passes
-    states = StoredStates(folder, most, device)
-    config = states.config
+    states = StoredStates(run, most, device)
+    config = run.config
     models = len(config.models)
-    kind = "KL" if isinstance(config.hyperparameters, BCConfig | PPOConfig) else "regret"
+    logits = isinstance(config.hyperparameters, BCConfig | PPOConfig)
+    kind, loss_of = ("KL", divergence) if logits else ("regret", regret)
     masks: list[Mask] = [(False,) * models, *subsets(models)]
     all_values = states.decide(masks[-1]).values
     sets = []
     for done, mask in enumerate(masks, 1):
         decisions = states.decide(mask)
-        weights = (
-            None if decisions.weights is None else tuple(decisions.weights.mean(axis=0).tolist())
-        )
+        weights = None
+        if decisions.weights is not None:
+            weights = tuple(decisions.weights.mean(axis=0).tolist())
         agreement = float((decisions.values.argmax(axis=1) == all_values.argmax(axis=1)).mean())
-        loss = (
-            divergence(all_values, decisions.values)
-            if kind == "KL"
-            else regret(all_values, decisions.values)
-        )
+        loss = loss_of(all_values, decisions.values)
         sets.append(SetResult(mask, agreement, loss, weights))
         on_set(done, len(masks))
     passes = Encoder.total_passes - before
     assert passes == 0, "stored states need no pass"
     return CachedResult(
-        str(folder), config.game, config.network.fusion.name, config.seed, states.parameters,
-        tuple(labels(config.models)), states.digest, len(states), states.held_out, kind,
+        str(run.folder), config.game, config.network.fusion.name, config.seed, states.parameters,
+        run.models, run.network, len(states), states.held_out, kind,
         tuple(sets), tuple(shapley({s.present: s.agreement for s in sets}).tolist()), passes,
     )  # fmt: skip
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
-from wsa.learn.study import output
+from wsa.learn.study import output, trained_runs
 from wsa.learn.study.scaling.cached import CachedResult, SetResult
+from wsa.learn.study.scaling.subsets import name_of
 
 KIND, TITLE = "scale-cached", "After training, on stored states"
 MOST_IN_LATTICE = 4
@@ -23,23 +24,23 @@ NOTE = (
     "game was played."
 )
 COLUMNS = (
-    "run", "game", "fusion", "seed", "parameters", "checkpoint", "states", "held_out", "present", "models",
-    "agreement", "loss", "loss_value", "mean_weights",
+    *trained_runs.COLUMNS, "checkpoint", "states", "held_out", "present", "models", "agreement", "loss",
+    "loss_value", "mean_weights",
 )  # fmt: skip
 
 
 def write(folder: Path, scaled: Sequence[CachedResult]) -> str:
     """Write the tables and the page; return the study as Markdown."""
     parts: list[Part] = [part for one in scaled for part in _parts(one)]
-    rows = (_row(one, found) for one in scaled for found in one.sets)
-    return output.write(folder, KIND, TITLE, parts, NOTE, COLUMNS, rows)
+    rows = [_row(one, found) for one in scaled for found in one.sets]
+    return output.write(folder, KIND, TITLE, parts, NOTE, {KIND: (COLUMNS, rows)})
 
 
 def _row(one: CachedResult, measured: SetResult) -> tuple[Any, ...]:
     weights = measured.weights and "+".join(f"{w:.6g}" for w in measured.weights)
     return (
         one.run, one.game, one.fusion, one.seed, one.parameters, one.checkpoint, one.states,
-        one.held_out, _named(one, measured), sum(measured.present), measured.agreement, one.loss, measured.loss,
+        one.held_out, name_of(one.models, measured.present), sum(measured.present), measured.agreement, one.loss, measured.loss,
         weights or "",
     )  # fmt: skip
 
@@ -47,15 +48,15 @@ def _row(one: CachedResult, measured: SetResult) -> tuple[Any, ...]:
 def _parts(one: CachedResult) -> Iterator[Part]:
     which = "held-out states" if one.held_out else "states that it may have been trained on"
     yield Text(
-        f"{one.run}: {one.game}, {one.fusion}, seed {one.seed}; {one.states:,} {which}, network "
-        f"{one.checkpoint}, {one.parameters:,} trainable parameters."
+        f"{one.run}: {one.name}; {one.states:,} {which}, network {one.checkpoint}, "
+        f"{one.parameters:,} trainable parameters."
     )
     bars = [
         figures.Bar(name, value, style=i)
         for i, (name, value) in enumerate(zip(one.models, one.shapley, strict=True))
     ]
     yield Figure(
-        f"What each model adds ({one.game}, {one.fusion}, seed {one.seed})",
+        f"What each model adds ({one.name})",
         figures.intervals(bars, "Shapley value of the agreement", line=0.0),
         f"They sum to {sum(one.shapley):.3f}, the difference between all models and none.",
     )
@@ -69,10 +70,15 @@ def _parts(one: CachedResult) -> Iterator[Part]:
             legend,
         )
     yield table(
-        f"Sets of models: {one.game}, {one.fusion}, seed {one.seed}",
+        f"Sets of models: {one.name}",
         ("models", "agreement", one.loss, "mean weights"),
         [
-            (_named(one, s) or "none", f"{s.agreement:.3f}", f"{s.loss:.4g}", _weights(one, s))
+            (
+                name_of(one.models, s.present) or "none",
+                f"{s.agreement:.3f}",
+                f"{s.loss:.4g}",
+                _weights(one, s),
+            )
             for s in one.sets
         ],
     )
@@ -88,10 +94,6 @@ def letters_of(models: Sequence[str]) -> tuple[str, str]:
     letters = string.ascii_uppercase[: len(models)]
     named = ", ".join(f"{a} {b}" for a, b in zip(letters, models, strict=True))
     return letters, f"{named}. The larger a dot, the higher its value."
-
-
-def _named(one: CachedResult, measured: SetResult) -> str:
-    return "+".join(m for m, there in zip(one.models, measured.present, strict=True) if there)
 
 
 def _weights(one: CachedResult, measured: SetResult) -> str | None:

@@ -16,24 +16,24 @@ from wsa.encode.configs import weights_files
 from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.bench import grid, runner
-from wsa.learn.bench.run_cell import Failure
+from wsa.learn.bench.run_cell import Failure, expected, say_failed
 from wsa.learn.configs.study import DuringOptions
 from wsa.learn.data.transitions import moments
-from wsa.learn.runs.config import OfflineRun, read_config
+from wsa.learn.runs.config import OfflineRun
 from wsa.learn.runs.data import open_data
 from wsa.learn.runs.network import make_network
 from wsa.learn.runs.player import open_player
 from wsa.learn.runs.setup.warm_start import warm_start
 from wsa.learn.study.combine_plan import bench_options
-from wsa.learn.study.games import Games, PlayedGames
+from wsa.learn.study.games import Condition, Games, PlayedGames
 from wsa.learn.study.scaling import during_report
 from wsa.learn.study.scaling.during_plan import Stage, stages
-from wsa.learn.training import checkpoint
+from wsa.learn.study.trained_runs import read_run
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError, WsaError
 from wsa.store.objects.root import open_snapshot
 
-START = "start"  # Condition of a network that has not been trained since its change.
+START = Condition("start")  # A network that has not been trained since its change.
 
 
 def during(o: DuringOptions, connect: runner.Connect) -> int:
@@ -54,20 +54,19 @@ def during(o: DuringOptions, connect: runner.Connect) -> int:
             "--match-parameters: the number of parameters changes when models are added and dropped. "
             "Leave it out.",
         )
-    folder = Path(o.study_dir) / "during"
-    bench = bench_options(o, fusions=("wsa",), bench_dir=str(folder))
+    bench = bench_options(o, fusions=("wsa",), bench_dir=str(Path(o.study_dir) / "during"))
     grid.check(bench)
     _, snapshot = open_snapshot(o.store)
     settings = grid.shared_settings(bench, snapshot)
-    all_stages = stages(bench, settings, folder)
+    all_stages = stages(bench, settings)
     left = [stage for stage in all_stages if stage.cell.result() is None]
     terminal.say(f"{len(all_stages) - len(left)} of {len(all_stages)} runs are done; {o.study_dir}")
     if o.dry_run:
         total = {
             "runs": len(all_stages),
             "left": len(left),
-            "updates_left": sum(max(0, s.cell.total - s.cell.done()) for s in left),
-            "games_left": sum((1 + bool(s.before)) * bench.episodes for s in left),
+            "updates_left": sum(stage.cell.left() for stage in left),
+            "games_left": sum((1 + bool(stage.before)) * bench.episodes for stage in left),
         }
         return terminal.result(o.json, total)
     grid.write(bench, settings)
@@ -82,9 +81,7 @@ def during(o: DuringOptions, connect: runner.Connect) -> int:
         terminal.result(True, {"runs": len(all_stages), "failed": failed})
     else:
         print(text)
-    for failure in failures:
-        terminal.say(f"failed: {failure.cell}: {failure.message}")
-    return failures[0].exit_code if failures else 0
+    return say_failed(failures)
 
 
 def _depth(stage: Stage) -> int:
@@ -103,28 +100,26 @@ def _changes(
         try:
             changes[stage.cell.folder] = _just_changed(o, stage, games)
         except WsaError as error:
-            failures.append(Failure(str(stage.cell), error.kind, str(error), error.exit_code))
+            failures.append(expected(stage.cell, error))
     return changes
 
 
 def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> PlayedGames:
-    folder, evaluation = stage.cell.folder, stage.cell.evaluation
-    config, network = read_config(folder), checkpoint.digest(folder / "checkpoints")
-    if (saved := games.find(config, network, START)) is not None:
+    run = read_run(stage.cell.folder)
+    if (saved := games.find(run, START)) is not None:
         return saved
     terminal.say(f"right after the change: {stage.cell}")
     device = choose_device(o.compute.device)
     player = open_player(
-        folder,
+        run.folder,
         weights=weights_files(o.live.weights),
         device=device,
         engine=o.live.engine,
         threads=threads_for(o.live.threads or 1),
     )
-    assert isinstance(config, OfflineRun)
-    player = dataclasses.replace(player, network=start_of(config).to(torch.device(device)))
-    policy = player.policy(evaluation.num_envs, evaluation.epsilon, evaluation.seed)
-    return games.play(config, network, START, policy, player.embedder)
+    assert isinstance(run.config, OfflineRun)
+    player = dataclasses.replace(player, network=start_of(run.config).to(torch.device(device)))
+    return games.play(run, START, player)
 
 
 def start_of(config: OfflineRun) -> Any:

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -45,15 +45,8 @@ class Stage:
     before: Stage | None = None
 
     def __str__(self) -> str:
-        """Name of the stage in text."""
-        return stage_name(self.way, self.changed, self.present)
-
-
-def stage_name(way: Way, changed: Sequence[str], present: Sequence[str]) -> str:
-    """Name a network by its changes: a + b, or all - b - a, or for a control its models."""
-    if way == "add":
-        return " + ".join(changed)
-    return " - ".join(["all" if way == "drop" else "+".join(present), *changed])
+        """Name of the stage in text: its changes, a + b or all - b - a, or a control's models."""
+        return self.cell.label
 
 
 def orders(models: Sequence[str]) -> list[tuple[str, ...]]:
@@ -66,53 +59,47 @@ def orders(models: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(models[i:]) + tuple(models[:i]) for i in range(len(models))]
 
 
-def stages(bench: BenchOptions, settings: Settings, folder: Path) -> list[Stage]:
+def stages(bench: BenchOptions, settings: Settings) -> list[Stage]:
     """All runs, each after the one that it continues from."""
     all_stages: list[Stage] = []
     for game, seed in itertools.product(dict.fromkeys(bench.games), dict.fromkeys(bench.seeds)):
-        maker = _StageBuilder(bench, settings, folder, game, seed)
-        all_stages += [*maker.added(), *maker.dropped(), *maker.controls()]
+        maker = _StageBuilder(bench, settings, game, seed)
+        all_stages += [*maker.changes("add"), *maker.changes("drop"), *maker.controls()]
     return all_stages
 
 
 class _StageBuilder:
     """Makes the stages of one game and seed."""
 
-    def __init__(
-        self, bench: BenchOptions, settings: Settings, folder: Path, game: str, seed: int
-    ) -> None:
-        self._bench, self._settings, self._folder = bench, settings, folder
+    def __init__(self, bench: BenchOptions, settings: Settings, game: str, seed: int) -> None:
+        self._bench, self._settings = bench, settings
         self._game, self._seed = game, seed
         self._models = tuple(dict.fromkeys(bench.models))
 
-    def added(self) -> Iterator[Stage]:
+    def changes(self, way: Literal["add", "drop"]) -> list[Stage]:
+        """From one model to all of them, or from all of them to one."""
         by_order: dict[tuple[str, ...], Stage] = {}
         for order in orders(self._models):
-            for n in range(1, len(order) + 1):
-                changed = order[:n]
+            for number in range(1, len(order) + 1):
+                changed = order[:number] if way == "add" else order[: number - 1]
                 if changed not in by_order:
-                    by_order[changed] = self._stage(
-                        "add", changed, changed, by_order.get(changed[:-1])
-                    )
-        yield from by_order.values()
-
-    def dropped(self) -> Iterator[Stage]:
-        by_order: dict[tuple[str, ...], Stage] = {}
-        for order in orders(self._models):
-            for n in range(len(order)):
-                changed = order[:n]
-                if changed not in by_order:
-                    present = tuple(m for m in self._models if m not in changed)
-                    before = by_order.get(changed[:-1]) if changed else None
-                    by_order[changed] = self._stage("drop", changed, present, before)
-        yield from by_order.values()
+                    kept = tuple(m for m in self._models if m not in changed)
+                    present = changed if way == "add" else kept
+                    before = by_order.get(changed[:-1])
+                    by_order[changed] = self._stage(way, changed, present, number, before)
+        return list(by_order.values())
 
     def controls(self) -> Iterator[Stage]:
         for present in (self._models, *((model,) for model in self._models)):
-            yield self._stage("control", (), present, None)
+            yield self._stage("control", (), present, len(self._models), None)
 
     def _stage(
-        self, way: Way, changed: tuple[str, ...], present: tuple[str, ...], before: Stage | None
+        self,
+        way: Way,
+        changed: tuple[str, ...],
+        present: tuple[str, ...],
+        number: int,
+        before: Stage | None,
     ) -> Stage:
         bench = self._bench
         start = WarmStart()
@@ -129,24 +116,22 @@ class _StageBuilder:
             start=start,
         )
         if way == "control":  # Control: as many updates as all stages together.
-            longer = {
-                name: len(self._models) * getattr(request.algorithm, name)
-                for name in ("updates", "total_timesteps")
-                if hasattr(request.algorithm, name)
-            }
-            learner = msgspec.structs.replace(request.algorithm, **longer)
-            request = dataclasses.replace(request, algorithm=learner)
+            learner: Any = request.algorithm
+            longer = msgspec.structs.replace(learner, updates=len(self._models) * learner.updates)
+            request = dataclasses.replace(request, algorithm=longer)
         models_name = grid.folder_part(changed if way == "add" else (*present, *changed))
         name = f"{self._game}__{way}{len(changed)}__{models_name}__{self._seed}"
+        label = {
+            "add": " + ".join(changed),
+            "drop": " - ".join(("all", *changed)),
+            "control": "+".join(present),
+        }[way]
         cell = Cell(
             request,
-            (self._folder / "runs" / name).absolute(),
+            (Path(bench.bench_dir) / "runs" / name).absolute(),
             grid.evaluation_settings(bench.episodes, bench.final_games),
             bench.compute,
             self._settings.segments.get(self._game, ()),
-            stage_name(way, changed, present),
+            label,
         )
-        number = len(self._models) if way == "control" else max(len(changed), 1)
-        if way == "drop":
-            number = len(changed) + 1
         return Stage(way, changed, present, number, cell, before)

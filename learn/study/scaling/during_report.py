@@ -63,7 +63,8 @@ def write(
         "by wsa learn with "
         f"{', '.join(changed(bench)) or 'its defaults'}."
     )
-    return output.write(folder, KIND, TITLE, parts, note, COLUMNS, (_row(s, changes) for s in done))
+    rows = [_row(stage, changes) for stage in done]
+    return output.write(folder, KIND, TITLE, parts, note, {KIND: (COLUMNS, rows)})
 
 
 def _summary(stage: Stage) -> dict[str, Any]:

@@ -7,33 +7,30 @@ return. With more: the whole, each model alone, and each model left out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from wsa.learn.bench.grid import EvaluationSettings
-from wsa.learn.evaluation.video import labels
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
-from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
-from wsa.learn.runs.player import Player
-from wsa.learn.study import output
+from wsa.learn.runs.presence import Mask
+from wsa.learn.study import output, trained_runs
 from wsa.learn.study.games import (
     NO_BETTER_THAN_RANDOM,
-    Games,
+    UNCHANGED,
+    Condition,
     PlayedGames,
     difference,
     evaluation_note,
 )
 from wsa.learn.study.scaling.cached_report import letters_of
-from wsa.learn.study.scaling.subsets import Mask, shapley, subsets
-from wsa.learn.study.trained_runs import in_text, trained_parameters
-from wsa.learn.training import checkpoint
+from wsa.learn.study.scaling.subsets import name_of, shapley, subsets
+from wsa.learn.study.trained_runs import TrainedRun
 
 KIND, TITLE = "scale-played", "After training, in games"
 MOST_EXACT = 4
-COLUMNS = ("run", "game", "fusion", "seed", "parameters", "checkpoint", "present", "models", "number",
-           "return", "passes")  # fmt: skip
+COLUMNS = (*trained_runs.COLUMNS, "checkpoint", "present", "models", "number", "return", "passes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,93 +38,41 @@ class PlayedResult:
     """A run, and its games with sets of its models.
 
     Attributes:
-        run: The run's folder.
-        config: The run.
-        models: Displayed names of its models.
-        checkpoint: First 12 hex digits of the network's hash.
-        parameters: Number of trainable parameters, including those of absent models; None if
-            unknown.
+        run: The run.
         sets: Games by set, the whole last.
         random: Games of a random policy.
     """
 
-    run: str
-    config: OfflineRun | OnlineRun
-    models: tuple[str, ...]
-    checkpoint: str
-    parameters: int | None
+    run: TrainedRun
     sets: dict[Mask, PlayedGames]
     random: PlayedGames
 
     @property
+    def values(self) -> dict[Mask, float]:
+        """Mean return of each set; that of the empty set is a random policy's."""
+        means = {mask: played.mean for mask, played in self.sets.items()}
+        return {(False,) * len(self.run.models): self.random.mean} | means
+
+    @property
     def shapley(self) -> tuple[float, ...] | None:
-        """Each model's Shapley value of the return; None unless all sets were played.
-
-        The empty set's return is that of a random policy.
-        """
-        if len(self.sets) < 2 ** len(self.models) - 1:
+        """Each model's Shapley value of the return; None unless all sets were played."""
+        if len(self.values) < 2 ** len(self.run.models):
             return None
-        nothing = {(False,) * len(self.models): self.random.mean}
-        values = nothing | {mask: played.mean for mask, played in self.sets.items()}
-        return tuple(shapley(values).tolist())
+        return tuple(shapley(self.values).tolist())
 
 
-def masks(models: int) -> list[Mask]:
-    """The sets to play, the whole last."""
-    all_masks = subsets(models)
-    if models <= MOST_EXACT:
-        return all_masks
-    return [mask for mask in all_masks if sum(mask) in (1, models - 1, models)]
+def conditions(run: TrainedRun) -> dict[Mask, Condition]:
+    """The conditions of playing with each set of a run's models, the whole last."""
+    models = len(run.models)
+    masks = subsets(models)
+    if models > MOST_EXACT:
+        masks = [mask for mask in masks if sum(mask) in (1, models - 1, models)]
+    return {mask: _condition(mask) for mask in masks}
 
 
-def left(run: Path, games: Games) -> list[Mask]:
-    """Sets with which a run has not been played."""
-    config, network = read_config(run), checkpoint.digest(run / "checkpoints")
-    return [m for m in masks(len(config.models)) if not games.find(config, network, _condition(m))]
-
-
-def measure(
-    run: Path,
-    games: Games,
-    evaluation: EvaluationSettings,
-    open_run: Callable[[Path], Player],
-    on_games: Callable[[int, int], None],
-) -> PlayedResult:
-    """Play a run with every set of models not played before.
-
-    Args:
-        run: The run's folder.
-        games: Saved games; plays new ones.
-        evaluation: Settings of the games.
-        open_run: Opens the run; called only if there are games to play.
-        on_games: Called with (games played, games in total).
-    """
-    config, network = read_config(run), checkpoint.digest(run / "checkpoints")
-    todo = left(run, games)
-    player = open_run(run) if todo else None
-    by_mask: dict[Mask, PlayedGames] = {}
-    for mask in masks(len(config.models)):
-        games_played = games.find(config, network, _condition(mask))
-        if games_played is None:
-            assert player is not None
-            reduced, done = player.with_models(mask), todo.index(mask) * evaluation.episodes
-
-            def on_step(_: int, finished: int, done: int = done) -> None:
-                on_games(done + finished, len(todo) * evaluation.episodes)
-
-            policy = reduced.policy(evaluation.num_envs, evaluation.epsilon, evaluation.seed)
-            games_played = games.play(
-                config, network, _condition(mask), policy, reduced.embedder, on_step
-            )
-        by_mask[mask] = games_played
-    models = tuple(labels(config.models))
-    parameters, chance = trained_parameters(config), games.random(config)
-    return PlayedResult(str(run), config, models, network, parameters, by_mask, chance)
-
-
-def _condition(mask: Mask) -> str:
-    """Name of the condition for a set; "none" for all models, which is the unchanged run."""
-    return "none" if all(mask) else f"models {''.join('01'[there] for there in mask)}"
+def _condition(mask: Mask) -> Condition:
+    name = UNCHANGED.name if all(mask) else f"models {''.join('01'[there] for there in mask)}"
+    return Condition(name, models=mask)
 
 
 def write(folder: Path, runs: Sequence[PlayedResult], evaluation: EvaluationSettings) -> str:
@@ -138,92 +83,70 @@ def write(folder: Path, runs: Sequence[PlayedResult], evaluation: EvaluationSett
         "how much a model adds to the mean return, averaged over all orders in which models can be "
         "added. Without any model, a random policy plays."
     )
-    rows = (row for one in runs for row in _rows(one))
-    return output.write(folder, KIND, TITLE, parts, note, COLUMNS, rows)
+    rows = [row for one in runs for row in _rows(one)]
+    return output.write(folder, KIND, TITLE, parts, note, {KIND: (COLUMNS, rows)})
 
 
 def summary(one: PlayedResult) -> dict[str, Any]:
     """A run as JSON values."""
     return {
-        "run": one.run,
-        "parameters": one.parameters,
-        "sets": {_named(one, mask): list(played.interval) for mask, played in one.sets.items()},
+        "run": str(one.run.folder),
+        "parameters": one.run.parameters,
+        "sets": {
+            name_of(one.run.models, mask): list(played.interval)
+            for mask, played in one.sets.items()
+        },
         "random": list(one.random.interval),
-        "shapley": one.shapley and dict(zip(one.models, one.shapley, strict=True)),
+        "shapley": one.shapley and dict(zip(one.run.models, one.shapley, strict=True)),
     }
 
 
 def _rows(one: PlayedResult) -> list[tuple[Any, ...]]:
-    c = one.config
-    columns = (one.run, c.game, c.network.fusion.name, c.seed, one.parameters, one.checkpoint)
-    sets = [(_named(one, mask), sum(mask), played) for mask, played in one.sets.items()]
+    sets = [(name_of(one.run.models, mask), sum(mask), played) for mask, played in one.sets.items()]
     return [
-        (*columns, name, count, number, returned, played.passes)
+        (*one.run.columns, one.run.network, name, count, number, returned, played.passes)
         for name, count, played in [("", 0, one.random), *sets]
         for number, returned in enumerate(played.returns)
     ]
 
 
-def _round(value: float) -> float:
-    """Round to two places, without negative zeros."""
-    return round(value, 2) + 0.0
-
-
-def _named(one: PlayedResult, mask: Mask) -> str:
-    return "+".join(m for m, there in zip(one.models, mask, strict=True) if there)
-
-
-def _parts(one: PlayedResult) -> list[Part]:
-    c = one.config
-    name = f"{c.game}, {c.network.fusion.name}, seed {c.seed}"
-    all_models = one.sets[(True,) * len(one.models)]
-    learned = difference(all_models, one.random).low > 0
-    counted = in_text(one.parameters)
-    parts: list[Part] = [Text(f"{one.run}: {name}; network {one.checkpoint}, {counted}.")]
-    if not learned:
-        parts.append(Text(NO_BETTER_THAN_RANDOM))
+def _parts(one: PlayedResult) -> Iterator[Part]:
+    run = one.run
+    all_models = one.sets[(True,) * len(run.models)]
+    yield Text(f"{run.folder}: {run.name}; network {run.network}, {run.counted}.")
+    if not difference(all_models, one.random).low > 0:
+        yield Text(NO_BETTER_THAN_RANDOM)
     bars = [
-        figures.Bar(_named(one, mask), *played.interval, int(not all(mask)))
+        figures.Bar(name_of(run.models, mask), *played.interval, int(not all(mask)))
         for mask, played in one.sets.items()
     ]
     bars.append(figures.Bar("random policy", *one.random.interval, 2))
-    parts.append(
-        Figure(
-            f"Return with sets of models ({name})",
-            figures.intervals(bars, "raw return", line=one.random.mean),
-            "Mean with 95 % bootstrap interval over the games. Dashed: random policy.",
-        )
+    yield Figure(
+        f"Return with sets of models ({run.name})",
+        figures.intervals(bars, "raw return", line=one.random.mean),
+        "Mean with 95 % bootstrap interval over the games. Dashed: random policy.",
     )
-    added = one.shapley
-    if added is not None:
-        values = {mask: played.mean for mask, played in one.sets.items()}
-        values[(False,) * len(one.models)] = one.random.mean
-        letters, legend = letters_of(one.models)
-        parts.append(
-            Figure("Every set of models", figures.lattice(values, letters, "mean return"), legend)
+    if one.shapley is not None:
+        letters, legend = letters_of(run.models)
+        drawing = figures.lattice(one.values, letters, "mean return")
+        yield Figure("Every set of models", drawing, legend)
+        yield table(
+            "What each model adds",
+            ("model", "Shapley value of the return"),
+            [(m, f"{v:+z.2f}") for m, v in zip(run.models, one.shapley, strict=True)],
+            f"They sum to {sum(one.shapley):+z.2f}, the difference between all models and a random policy.",
         )
-        parts.append(
-            table(
-                "What each model adds",
-                ("model", "Shapley value of the return"),
-                [(m, f"{_round(v):+.2f}") for m, v in zip(one.models, added, strict=True)],
-                f"They sum to {_round(sum(added)):+.2f}, the difference between all models and a random policy.",
+    yield table(
+        f"Games: {run.name}",
+        ("models", "mean return", "loss compared with all models", "passes"),
+        [
+            (
+                name_of(run.models, mask),
+                played.interval,
+                None if all(mask) else difference(all_models, played),
+                f"{played.passes:,}",
             )
-        )
-    parts.append(
-        table(
-            f"Games: {name}",
-            ("models", "mean return", "loss compared with all models", "passes"),
-            [
-                (
-                    _named(one, mask),
-                    played.interval,
-                    None if all(mask) else difference(all_models, played),
-                    f"{played.passes:,}",
-                )
-                for mask, played in one.sets.items()
-            ]
-            + [("random policy", one.random.interval, difference(all_models, one.random), "0")],
-        )
+            for mask, played in one.sets.items()
+        ]
+        + [("random policy", one.random.interval, difference(all_models, one.random), "0")],
     )
-    return parts

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from wsa.encode.inference.encoder import choose_device
+from wsa.learn.bench.grid import evaluation_settings
 from wsa.learn.configs.study import ScaleOptions
 from wsa.learn.study.games import Games
 from wsa.learn.study.scaling import cached, cached_report, played
-from wsa.learn.study.trained_runs import evaluation_of, open_run, print_results, runs_of
+from wsa.learn.study.scaling.played import PlayedResult
+from wsa.learn.study.trained_runs import TrainedRun, open_run, print_results, runs_of
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
 
@@ -23,33 +25,33 @@ def scale(o: ScaleOptions) -> int:
     return _cached(o, runs) if o.after == "cached" else _played(o, runs)
 
 
-def _cached(o: ScaleOptions, runs: list[Path]) -> int:
+def _cached(o: ScaleOptions, runs: list[TrainedRun]) -> int:
     if o.dry_run:
-        sets = sum(2 ** cached.count_models(run) for run in runs)
+        sets = sum(2 ** len(run.config.models) for run in runs)
         total = {"runs": len(runs), "sets": sets, "backbone_passes": 0, "games": 0}
         return terminal.result(o.json, total)
     device, results = choose_device(o.live.device), []
     for run in runs:
-        with terminal.Progress(run.name, "sets of models", shown=not o.json) as progress:
+        with terminal.Progress(run.folder.name, "sets of models", shown=not o.json) as progress:
             results.append(cached.measure(run, o.states, device, progress.update))
     text = cached_report.write(Path(o.study_dir), results)
     return print_results(o, text, {"runs": [dataclasses.asdict(one) for one in results]})
 
 
-def _played(o: ScaleOptions, runs: list[Path]) -> int:
+def _played(o: ScaleOptions, runs: list[TrainedRun]) -> int:
     if not o.episodes:
         raise UsageError("bad-option", "--episodes must be at least 1 with --after played.")
-    evaluation = evaluation_of(o)
+    evaluation = evaluation_settings(o.episodes, o.final_games)
     games = Games(Path(o.study_dir), evaluation)
     if o.dry_run:
-        sets = sum(len(played.left(run, games)) for run in runs)
+        sets = sum(len(games.left(run, played.conditions(run).values())) for run in runs)
         total = {"runs": len(runs), "sets_left": sets, "games_left": sets * o.episodes}
         return terminal.result(o.json, total)
     results = []
     for run in runs:
-        with terminal.Progress(run.name, "games", shown=not o.json) as progress:
-            results.append(
-                played.measure(run, games, evaluation, partial(open_run, o), progress.update)
-            )
+        with terminal.Progress(run.folder.name, "games", shown=not o.json) as progress:
+            player = partial(open_run, o, run)
+            by_set = games.play_all(run, played.conditions(run), player, progress.update)
+            results.append(PlayedResult(run, by_set, games.random(run)))
     text = played.write(Path(o.study_dir), results, evaluation)
     return print_results(o, text, {"runs": [played.summary(one) for one in results]})

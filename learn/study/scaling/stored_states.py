@@ -16,10 +16,11 @@ from torch import Tensor
 from wsa.learn.data.nstep import hold_out
 from wsa.learn.data.transitions import StateRows
 from wsa.learn.networks.parameters import count_parameters
-from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
+from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import only, open_data
 from wsa.learn.runs.player import load_network
-from wsa.learn.study.scaling.subsets import Mask
+from wsa.learn.runs.presence import Mask
+from wsa.learn.study.trained_runs import TrainedRun
 from wsa.learn.training import checkpoint
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
@@ -48,31 +49,27 @@ class StoredStates:
     """A run's network, and stored states of its game.
 
     Args:
-        folder: The run's folder.
+        run: The run.
         most: Maximum number of states.
         device: Device for the network.
 
     Attributes:
-        config: The run.
-        digest: First 12 hex digits of its checkpoint's hash.
         held_out: Whether the run was not trained on the states.
         parameters: Number of trainable parameters of its network.
 
     Raises:
-        MissingError: If there is no run, no checkpoint, or no state that all of its models have
-            encoded.
+        MissingError: If there is no checkpoint, or no state that all of its models have encoded.
         DamagedError: If the checkpoint or the data is damaged.
     """
 
-    def __init__(self, folder: Path, most: int = STATES, device: str = "cpu") -> None:
-        self.config = read_config(folder)
-        path = checkpoint.latest(folder / "checkpoints")
-        self.digest = checkpoint.digest(folder / "checkpoints")
-        self._flat = _data(folder, self.config)
-        network, _ = load_network(self.config, self._flat, path)
+    def __init__(self, run: TrainedRun, most: int = STATES, device: str = "cpu") -> None:
+        path = checkpoint.latest(run.folder / "checkpoints")
+        self._frame_stack = run.config.network.frame_stack
+        self._flat = _data(run.folder, run.config)
+        network, _ = load_network(run.config, self._flat, path)
         self._network: Any = network.to(torch.device(device)).eval()
         self.parameters = count_parameters(network).total
-        self._rows, self.held_out = _held_out(self.config, self._flat, most, self._recurrent)
+        self._rows, self.held_out = _held_out(run.config, self._flat, most, self._recurrent)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -102,7 +99,7 @@ class StoredStates:
 
     def _states(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield stacks (n, k, width), and whether each starts a new sequence, shape (n,)."""
-        device, depth = self._network.device, self.config.network.frame_stack
+        device, depth = self._network.device, self._frame_stack
         gathered, before = StateRows(self._flat), -1
         for start in range(0, len(self._rows), CHUNK):
             rows = self._rows[start : start + CHUNK]

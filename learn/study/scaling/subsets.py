@@ -7,19 +7,24 @@ averaged over all orders of joining. The values sum to the difference between al
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import factorial
 
 import numpy as np
 from numpy.typing import NDArray
 
-Mask = tuple[bool, ...]
+from wsa.learn.runs.presence import Mask
 
 
 def subsets(models: int) -> list[Mask]:
     """All non-empty sets of some models, small ones first."""
     every = itertools.product((True, False), repeat=models)
     return sorted((mask for mask in every if any(mask)), key=sum)
+
+
+def name_of(models: Sequence[str], mask: Mask) -> str:
+    """Name a set of models; "" for the empty one."""
+    return "+".join(itertools.compress(models, mask))
 
 
 def shapley(values: Mapping[Mask, float]) -> NDArray[np.float64]:

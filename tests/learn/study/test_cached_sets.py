@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from command_kit import read_csv
 
 from wsa.encode.inference.encoder import Encoder
 from wsa.learn.configs.algorithms import BCConfig, CQLConfig, PPOConfig
@@ -25,6 +25,7 @@ from wsa.learn.runs.train import train_stored
 from wsa.learn.study.scaling import cached, cached_report
 from wsa.learn.study.scaling.stored_states import StoredStates
 from wsa.learn.study.scaling.subsets import shapley, subsets
+from wsa.learn.study.trained_runs import TrainedRun
 from wsa.learn.training import checkpoint
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.root import open_store
@@ -64,7 +65,7 @@ def test_regret_and_divergence() -> None:
     assert cached.divergence(*logits) == pytest.approx(by_hand)
 
 
-def train_run(kit: ModuleType, url: str, folder: Path, **changes: Any) -> Path:
+def train_run(kit: ModuleType, url: str, folder: Path, **changes: Any) -> TrainedRun:
     """Train on the walk: one model knows the state, the other is noise."""
     details: dict[str, Any] = {"hyperparameters": LEARNER, "network": NETWORK, **changes}
     config = make_offline(
@@ -73,16 +74,16 @@ def train_run(kit: ModuleType, url: str, folder: Path, **changes: Any) -> Path:
     )  # fmt: skip
     begin(folder, config)
     train_stored(folder, config, "cpu")
-    return folder
+    return TrainedRun(folder, config)
 
 
 @pytest.fixture(scope="module")
-def run(kit: ModuleType, walk_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(kit: ModuleType, walk_url: str, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return train_run(kit, walk_url, tmp_path_factory.mktemp("study") / "run")
 
 
 def test_sets_without_the_informed_model_agree_less(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_model(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was opened")
@@ -120,7 +121,7 @@ def test_policies_are_compared_by_divergence(
     assert result.sets[-1].loss == 0 and all(one.loss > 0 for one in result.sets[:-1])
 
 
-def make_online_run(kit: ModuleType, url: str, folder: Path, recurrent: bool) -> Path:
+def make_online_run(kit: ModuleType, url: str, folder: Path, recurrent: bool) -> TrainedRun:
     """An online run; its store may be empty."""
     config = OnlineRun(
         store=url, game=kit.GAME, protocol=kit.PROTOCOL, models=(kit.key("lite0"), kit.key("vit")),
@@ -131,19 +132,19 @@ def make_online_run(kit: ModuleType, url: str, folder: Path, recurrent: bool) ->
     torch.manual_seed(0)
     network = make_network(config, config.model_windows, config.shapes)
     checkpoint.save(folder / "checkpoints", 8, {"online": network})
-    return folder
+    return TrainedRun(folder, config)
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_online_runs_are_measured_on_the_stored_states(
     kit: ModuleType, walk_url: str, tmp_path: Path, recurrent: bool
 ) -> None:
-    folder = make_online_run(kit, walk_url, tmp_path / "run", recurrent)
-    result = cached.measure(folder, 300)
+    run = make_online_run(kit, walk_url, tmp_path, recurrent)
+    result = cached.measure(run, 300)
     assert (result.states, result.held_out, result.loss) == (300, True, "KL")
     assert result.sets[-1].loss == 0
     if recurrent:  # The memory continues from one chunk to the next.
-        states = StoredStates(folder, 300)
+        states = StoredStates(run, 300)
         network = states._network
         parts = [(stacks.clone(), first) for stacks, first in states._states()]
         stacks, first = (torch.cat(each) for each in zip(*parts, strict=True))
@@ -156,9 +157,9 @@ def test_online_runs_are_measured_on_the_stored_states(
 def test_an_online_run_without_stored_states_is_an_error(kit: ModuleType, tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     open_store(url, create=True)
-    folder = make_online_run(kit, url, tmp_path / "run", False)
+    run = make_online_run(kit, url, tmp_path / "run", False)
     with pytest.raises(MissingError, match=r"wsa encode --game Pong --models lite0,vit") as error:
-        cached.measure(folder)
+        cached.measure(run)
     assert error.value.kind == "not-encoded"
 
 
@@ -169,23 +170,21 @@ def test_runs_that_cannot_leave_out_a_model_are_refused(
         take_snapshot(open_store(walk_url)), kit.GAME, [kit.key("lite0"), kit.key("vit")], "mean", 1,
         LEARNER, network=msgspec.structs.replace(NETWORK, fusion=FusionConfig("lin")),
     )  # fmt: skip
-    begin(tmp_path, config)
     with pytest.raises(UsageError, match="--fusion lin, the length of the state vector depends on"):
-        cached.check(tmp_path)
+        cached.check(TrainedRun(tmp_path, config))
     many = tuple(f"vit{i}-0123456789ab" for i in range(11))
-    (tmp_path / "more").mkdir()
-    begin(tmp_path / "more", msgspec.structs.replace(config, models=many, network=NETWORK))
+    more = msgspec.structs.replace(config, models=many, network=NETWORK)
     with pytest.raises(UsageError, match="2,048 sets"):
-        cached.check(tmp_path / "more")
+        cached.check(TrainedRun(tmp_path, more))
 
 
-def test_the_written_files(run: Path, tmp_path: Path) -> None:
+def test_the_written_files(run: TrainedRun, tmp_path: Path) -> None:
     result = cached.measure(run, 50)
     text = cached_report.write(tmp_path, [result])
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "index.html", "scale-cached.csv", "scale-cached.json", "scale-cached.md",
     ]  # fmt: skip
-    rows = list(csv.DictReader((tmp_path / "scale-cached.csv").read_text().splitlines()))
+    rows = read_csv(tmp_path / "scale-cached.csv")
     assert [r["present"] for r in rows] == ["", "lite0", "vit", "lite0+vit"]
     assert [float(r["agreement"]) for r in rows] == [one.agreement for one in result.sets]
     assert {int(r["parameters"]) for r in rows} == {result.parameters}

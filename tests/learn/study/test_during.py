@@ -34,7 +34,7 @@ def make_stages(folder: Path, models: str = "a,b,c") -> list[Stage]:
              "--updates", "10"]  # fmt: skip
     o = dataclasses.replace(cli.parse("study", words), study_dir=str(folder))
     bench = bench_options(o, fusions=("wsa",), bench_dir=str(folder))
-    return stages(bench, Settings({"store": "/lab/wsa"}, {}), folder)
+    return stages(bench, Settings({"store": "/lab/wsa"}, {}))
 
 
 def test_orders_have_each_model_once_in_each_place() -> None:

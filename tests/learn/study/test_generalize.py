@@ -8,12 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.envs import atari
-from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import parse_variant
-from wsa.learn.evaluation.rollout import play
-from wsa.learn.study.games import PlayedGames, env_seeds, random_condition
+from wsa.learn.study.games import PlayedGames
 from wsa.learn.study.generalising.retention import Retention
 from wsa.learn.study.generalising.shift import StateOutputs, cosine, shift
 from wsa.learn.study.generalising.suites import SUITES, variants_of
@@ -36,7 +33,6 @@ def test_suites_have_the_variants_of_a_game() -> None:
     assert specs("sticky", "Pong", "v5") == ["sticky=0", "sticky=0.5"]
     for suite in SUITES:
         assert "" not in specs(suite, "Breakout")
-    assert random_condition(colorings[3]) == "" != random_condition(lazy)
     assert not parse_variant("look:grey+sticky=0.25", "Pong").keeps_rules
 
 
@@ -67,13 +63,6 @@ def test_a_run_no_better_than_random_has_no_share() -> None:
     assert not retention.beats_random and retention.share([plain]) is None
     assert retention.change(plain[0]) == (0, 0, 0)
     assert not Retention((games(9), games(1))).beats_random  # One game.
-
-
-def test_planned_seeds_are_the_played_ones() -> None:
-    settings = EvaluationSettings(5, 0.5, 40, 2)
-    protocol = msgspec.structs.replace(atari.protocol("Pong", "classic"), max_steps=2)
-    played = play("Pong", protocol, RandomPolicy(6, 0), 5, 40, num_envs=2)
-    assert [e.seed for e in played] == env_seeds(settings) == [40, 40, 40, 41, 41]
 
 
 def test_shifts_of_embeddings_and_weights() -> None:

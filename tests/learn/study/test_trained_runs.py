@@ -1,18 +1,25 @@
-"""What the studies of trained runs share."""
+"""What the studies of trained runs share: the runs, and their games."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 
+from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.configs.algorithms import PPOConfig
 from wsa.learn.configs.network import pixel_network
 from wsa.learn.envs import atari
+from wsa.learn.envs.policies import RandomPolicy
+from wsa.learn.envs.variants import parse_variant
+from wsa.learn.evaluation.rollout import play
 from wsa.learn.runs.config import MEAN_CONTEXT
 from wsa.learn.runs.network import parameters_of
 from wsa.learn.runs.setup.online import make_online
-from wsa.learn.study.trained_runs import trained_parameters
+from wsa.learn.study.games import Games, env_seeds
+from wsa.learn.study.trained_runs import TrainedRun
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -24,4 +31,22 @@ def test_an_online_run_is_counted_without_its_store(tmp_path: Path) -> None:
         PPOConfig(),
     )  # fmt: skip
     gone = msgspec.structs.replace(config, store=str(tmp_path / "gone"))
-    assert trained_parameters(gone) == parameters_of(config, (), ()).total
+    assert TrainedRun(tmp_path, gone).parameters == parameters_of(config, (), ()).total
+
+
+def test_a_random_policy_does_not_look(tmp_path: Path) -> None:
+    """Its games of a variant that changes only frames are those of the unchanged game."""
+    config: Any = SimpleNamespace(game="Pong", protocol=atari.protocol("Pong", "classic"))
+    run, played = TrainedRun(tmp_path, config), Games(tmp_path, EvaluationSettings(5, 0.5, 40, 2))
+    unchanged, looks, rules = (
+        played.random_path(run, parse_variant(spec, "Pong") if spec else None)
+        for spec in ("", "look:grey", "look:grey+sticky=0.25")
+    )
+    assert looks == unchanged != rules
+
+
+def test_planned_seeds_are_the_played_ones() -> None:
+    settings = EvaluationSettings(5, 0.5, 40, 2)
+    protocol = msgspec.structs.replace(atari.protocol("Pong", "classic"), max_steps=2)
+    played = play("Pong", protocol, RandomPolicy(6, 0), 5, 40, num_envs=2)
+    assert [e.seed for e in played] == env_seeds(settings) == [40, 40, 40, 41, 41]
