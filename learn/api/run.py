@@ -114,7 +114,7 @@ class Run:
     @property
     def trained(self) -> int:
         """Number of updates that trained the network; for an online run, number of steps."""
-        return self._player.updates
+        return self._player.trained
 
     @property
     def unit(self) -> str:

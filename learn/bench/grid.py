@@ -39,7 +39,7 @@ from wsa.learn.configs.network import NetworkConfig, PixelNetworkConfig, unclipp
 from wsa.learn.envs import atari
 from wsa.learn.fusion.base import Fusion
 from wsa.learn.fusion.build import fusion_class
-from wsa.learn.runs.config import MEAN_CONTEXT
+from wsa.learn.runs.config import MEAN_CONTEXT, rename_length
 from wsa.learn.training import checkpoint
 from wsa.store.common import atomic_files, hashing, terminal, user_code
 from wsa.store.common.errors import ConflictError, UsageError
@@ -159,7 +159,10 @@ def read_result(folder: Path) -> Result | None:
         DamagedError: If the file is damaged.
     """
     path = folder / RESULT
-    return records.read_json(path.read_bytes(), Result, str(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    result = records.read_json(path.read_bytes(), Result, str(path))
+    return msgspec.structs.replace(result, summary=rename_length(result.summary))
 
 
 def print_grid(

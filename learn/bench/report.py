@@ -51,7 +51,7 @@ CURVES = ("eval/", "charts/episodic_return", "validation/", "wsa/")
 ALL = "all games"
 
 RUN_COLUMNS = (
-    "parameters", "updates", "episodes", "return_mean", "return_std", "return_low", "return_high",
+    "parameters", "trained", "episodes", "return_mean", "return_std", "return_low", "return_high",
     "human_normalised", "random_return_mean", "random_human_normalised", "hit_rate",
     "backbone_passes",
 )  # fmt: skip

@@ -53,7 +53,7 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
         "engine": o.live.engine,
     }
     asked = evaluations.asked(folder, **how)
-    recorded = None if o.play.again or o.video else evaluations.find(results, asked)
+    recorded = None if o.play.again or o.video else evaluations.find(folder, results, asked)
     if o.dry_run:
         games = 0 if recorded else o.episodes
         steps = 2 * games * config.protocol.max_steps

@@ -31,8 +31,10 @@ EPSILON = 0.001  # The usual probability of a random action.
 EVAL_SEED = 10_000  # Environment i is seeded with this + i, apart from training seeds.
 NUM_ENVS = 4
 
-COLUMNS = ("updates", "policy", "checkpoint", "epsilon", "env", "seed", "return", "steps",
+COLUMNS = ("trained", "policy", "checkpoint", "epsilon", "env", "seed", "return", "steps",
            "truncated", "present", "variant")  # fmt: skip
+# An older wsa called `trained` `updates`, also where it counted the steps of an online run.
+_OLD_HEADER = ",".join(("updates", *COLUMNS[1:])).encode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +166,7 @@ def play(
 
 def write_csv(
     path: Path,
-    updates: int,
+    trained: int,
     checkpoint: str,
     epsilon: float,
     played: dict[str, list[Episode]],
@@ -178,7 +180,7 @@ def write_csv(
 
     Args:
         path: The table.
-        updates: Number of updates that the network had.
+        trained: Number of updates that trained the network; for an online run, number of steps.
         checkpoint: Digest of the network's checkpoint, 12 hex digits.
         epsilon: Probability of a random action.
         played: Games by policy: `run` is the run's final network, `best` the one with the best
@@ -189,7 +191,10 @@ def write_csv(
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     existing = path.read_bytes() if path.exists() else b""
-    if existing and existing.splitlines()[0] != ",".join(COLUMNS).encode():
+    header = existing.splitlines()[0] if existing else b""
+    if header == _OLD_HEADER:
+        existing = existing.replace(b"updates", b"trained", 1)
+    elif header not in (b"", ",".join(COLUMNS).encode()):
         # From an older wsa: keep it under another name.
         number = next(n for n in itertools.count(1) if not _aside(path, n).exists())
         path.rename(_aside(path, number))
@@ -200,7 +205,7 @@ def write_csv(
     unmatched = Counter(existing.decode().splitlines())
     for policy, episodes in played.items():
         for e in episodes:
-            run_fields = (updates, policy, checkpoint, epsilon)
+            run_fields = (trained, policy, checkpoint, epsilon)
             models = "" if policy == "random" else "+".join(present)
             episode_fields = (e.env, e.seed, e.returned, e.steps, e.truncated, models, variant)
             line = io.StringIO(newline="")

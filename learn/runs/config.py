@@ -37,6 +37,14 @@ MEAN_CONTEXT = "mean"
 FILE = "config.json"
 
 
+def rename_length(summary: dict[str, Any]) -> dict[str, Any]:
+    """Name the values of a recorded evaluation as today.
+
+    An older wsa called `trained` `updates`, also where it counted the steps of an online run.
+    """
+    return {"trained" if name == "updates" else name: value for name, value in summary.items()}
+
+
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The part of a run's configuration that offline and online runs share.
 

@@ -44,7 +44,8 @@ class Evaluation:
 
     Attributes:
         game: ALE game id.
-        updates: Number of updates that trained the network; for an online run, number of steps.
+        trained: Number of updates that trained the network; for an online run, number of steps.
+        unit: The unit of `trained`: `updates` or `steps`.
         which: Whether it is the run's final network, or the best on held-out episodes.
         network: First 12 hex digits of the checkpoint's hash.
         episodes: Games played by the run's network.
@@ -58,7 +59,8 @@ class Evaluation:
     """
 
     game: str
-    updates: int
+    trained: int
+    unit: str
     which: str
     network: str
     episodes: tuple[Episode, ...]
@@ -80,7 +82,8 @@ class Evaluation:
         random_mean, random_spread = mean_return(self.random)
         interval = mean_interval(self.episodes)
         return {
-            "updates": self.updates,
+            "trained": self.trained,
+            "unit": self.unit,
             "checkpoint": self.which,
             "present": self.present,
             "variant": self.variant or None,
@@ -193,10 +196,11 @@ def evaluate_run(
     present = tuple(labels(player.present))
     spec = changed.spec if changed else ""
     csv = results / "eval.csv"
-    write_csv(csv, player.updates, player.digest, epsilon, games, present, spec)
+    write_csv(csv, player.trained, player.digest, epsilon, games, present, spec)
     return Evaluation(
         config.game,
-        player.updates,
+        player.trained,
+        config.unit,
         which,
         player.digest,
         tuple(played),

@@ -17,7 +17,7 @@ import msgspec
 
 from wsa.learn.evaluation import attention_log
 from wsa.learn.report.document import versions
-from wsa.learn.runs.config import read_config
+from wsa.learn.runs.config import read_config, rename_length
 from wsa.learn.runs.evaluate import Evaluation
 from wsa.learn.training import checkpoint
 from wsa.store.common import atomic_files, hashing, user_code
@@ -95,8 +95,13 @@ def asked(run: Path, which: Literal["final", "best"], **options: Any) -> Asked:
     return Asked(hashing.checksum(path.read_bytes()), versions(), which, **options)
 
 
-def find(results: Path, what: Asked) -> Recorded | None:
+def find(run: Path, results: Path, what: Asked) -> Recorded | None:
     """Find a finished evaluation; None if there is none.
+
+    Args:
+        run: The run's folder.
+        results: Folder of the results.
+        what: What was asked.
 
     Raises:
         DamagedError: If its file is damaged.
@@ -110,7 +115,11 @@ def find(results: Path, what: Asked) -> Recorded | None:
         raise DamagedError(
             error.kind, f"{path} is damaged. Remove it, or play the games again with --again."
         ) from None
-    return recorded if _weights(results) or not recorded.weights else None
+    if recorded.weights and not _weights(results):
+        return None
+    result = rename_length(recorded.result)
+    length = {"trained": result["trained"], "unit": read_config(run).unit}
+    return msgspec.structs.replace(recorded, result=length | result)
 
 
 def keep(run: Path, results: Path, what: Asked, finished: Evaluation) -> None:

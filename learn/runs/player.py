@@ -34,7 +34,7 @@ class Player:
         network: The run's network.
         embedder: The live encoder, or grayscale pixels.
         shapes: Shape of an embedding of each of the run's `inputs`.
-        updates: Number of updates that trained the network; for an online run, number of steps.
+        trained: Number of updates that trained the network; for an online run, number of steps.
         digest: First 12 hex digits of the checkpoint's hash.
         algo: Name of the algorithm that trained it.
         mask: Whether each fused model is present; None if all are.
@@ -45,7 +45,7 @@ class Player:
     network: Any
     embedder: Any
     shapes: Sequence[tuple[int, ...]]
-    updates: int
+    trained: int
     digest: str
     algo: str
     mask: Mask | None
@@ -133,13 +133,13 @@ def open_player(
 
     embedder = embedder_for(mask)
     path = _path(folder, which)  # A run in training may have newer checkpoints by now.
-    network, updates = load_network(config, flat, path)
+    network, trained = load_network(config, flat, path)
     return Player(
         config,
         network.to(torch.device(device)),
         embedder,
         _windows_and_shapes(config, flat)[1],
-        updates,
+        trained,
         hashing.checksum(path.read_bytes())[:12],
         config.hyperparameters.NAME,
         mask,
@@ -172,8 +172,8 @@ def load_network(
         DamagedError: If the checkpoint is damaged.
     """
     network = make_network(config, *_windows_and_shapes(config, flat))
-    updates, _ = checkpoint.load(path, {"online": network})
-    return network, updates
+    trained, _ = checkpoint.load(path, {"online": network})
+    return network, trained
 
 
 def _windows_and_shapes(

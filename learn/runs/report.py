@@ -200,7 +200,9 @@ def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
         style = int("random" in group)
         bars.append(figures.Bar(name, mean.value, mean.low, mean.high, style))
     note = "Mean raw return with its 95% bootstrap interval over games. Human-normalized: 0 is the random policy's score, 1 the human tester's."
-    heads = (*columns, "games", "mean return", "95% interval", "human-normalized")
+    # An older wsa called this column `updates`, also for steps.
+    named = [config.unit if c in ("trained", "updates") else c for c in columns]
+    heads = (*named, "games", "mean return", "95% interval", "human-normalized")
     return [
         Figure("Mean return", figures.intervals(bars, "raw return")),
         table("Games played by wsa eval", heads, rows, note),

@@ -121,7 +121,7 @@ def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
 def _row(run: EvaluatedRun) -> tuple[Any, ...]:
     r, s = run.result, run.result.summary
     return (
-        r.game, run.method, r.fusion, "+".join(r.models), r.seed, run.parameters, s["updates"],
+        r.game, run.method, r.fusion, "+".join(r.models), r.seed, run.parameters, s["trained"],
         s["episodes"], s["return_mean"], s["return_low"], s["return_high"], s["random_return_mean"],
         s["human_normalised"], run.beats_random, run.folder.name,
     )  # fmt: skip

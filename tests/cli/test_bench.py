@@ -67,7 +67,7 @@ def test_every_cell_of_the_grid_is_trained_evaluated_and_tabulated(benched):
     assert [(r["fusion"], r["models"], r["seed"]) for r in runs] == [
         ("single", ALIAS, "1"), ("single", OTHER_ALIAS, "1"), ("wsa", BOTH, "1"),
     ]  # fmt: skip
-    assert {(r["game"], r["episodes"], r["updates"]) for r in runs} == {("Breakout", "2", "6")}
+    assert {(r["game"], r["episodes"], r["trained"]) for r in runs} == {("Breakout", "2", "6")}
     *singles, both = (int(r["parameters"]) for r in runs)
     assert both > max(singles) > 0
     for run in runs:
@@ -263,7 +263,7 @@ def test_online_and_end_to_end_runs_stand_in_one_bench(ready, tmp_path):
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "bench" / "curves-Breakout.png").exists()
     results = read_csv(tmp_path / "bench/results.csv")
-    assert [(r["fusion"], r["models"], r["updates"]) for r in results] == [
+    assert [(r["fusion"], r["models"], r["trained"]) for r in results] == [
         ("nature", "", "16"), ("wsa", ALIAS, "16"),
     ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import re
 import types
 from typing import Any
 
+import pytest
 from command_kit import ALIAS, COLLECT, ENCODE, LEARN, MODEL, read_files, read_json
 
 from wsa.encode.models.registry import ALIASES
@@ -305,7 +306,8 @@ def test_repeating_an_evaluation_plays_nothing(filled, tmp_path, unchanged):
     assert damaged.code == 5 and damaged.error.endswith("or play the games again with --again.")
 
 
-def test_games_of_a_newer_network_are_not_recorded_as_those_of_an_older_one(filled, tmp_path):
+@pytest.mark.parametrize("name", ["trained", "updates"])  # An older wsa recorded `updates`.
+def test_games_of_a_newer_network_are_not_recorded_as_those_of_an_older_one(filled, tmp_path, name):
     run = tmp_path / "run"
     asked = evaluations.asked(
         run, "final", episodes=1, epsilon=0.0, seed=1, num_envs=1, without=(), only=(), variant="",
@@ -314,7 +316,10 @@ def test_games_of_a_newer_network_are_not_recorded_as_those_of_an_older_one(fill
     (run / evaluations.TABLE).touch()
     for network, recorded in (("0" * 12, False), (asked.checkpoint[:12], True)):
         finished: Any = types.SimpleNamespace(
-            network=network, weighed=False, summary=lambda: {"a": 1}
+            network=network, weighed=False, summary=lambda: {name: 3, "a": 1}
         )
         evaluations.keep(run, run, asked, finished)
-        assert (evaluations.find(run, asked) is not None) == recorded
+        found = evaluations.find(run, run, asked)
+        assert (found is not None) == recorded
+    assert found is not None
+    assert list(found.result.items()) == [("trained", 3), ("unit", "updates"), ("a", 1)]

@@ -81,8 +81,8 @@ def play(folder: Path, *options: str) -> dict[str, Any]:
     summary = run("eval", str(folder), *GAMES, *weights(folder), *options)
     rows = command_kit.read_csv(folder / "eval.csv")
     games = [[row["policy"], row["seed"], row["return"], row["steps"]] for row in rows]
-    columns = ("updates", "return_mean", "random_return_mean")
-    return {name: summary[name] for name in columns} | {"games": games}
+    means = {name: summary[name] for name in ("return_mean", "random_return_mean")}
+    return {"updates": summary["trained"], **means, "games": games}
 
 
 def resume(folder: Path) -> dict[str, Any]:

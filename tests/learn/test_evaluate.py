@@ -254,14 +254,25 @@ def test_the_table_keeps_earlier_evaluations(tmp_path: Path) -> None:
     other = Episode(1, 6, 3.0, 27000, True)
     write_csv(path, 20, "bbb", 0.05, {"best": [one], "random": [other]}, variant="noise=0.1")
     rows = list(csv.DictReader(path.read_text().splitlines()))
-    assert [row["updates"] for row in rows] == ["10", "20", "20"]
+    assert [row["trained"] for row in rows] == ["10", "20", "20"]
     assert [row["checkpoint"] for row in rows] == ["aaa", "bbb", "bbb"]
     assert [row["variant"] for row in rows] == ["", "noise=0.1", "noise=0.1"]
     assert rows[2] == {
-        "updates": "20", "policy": "random", "checkpoint": "bbb", "epsilon": "0.05", "env": "1",
+        "trained": "20", "policy": "random", "checkpoint": "bbb", "epsilon": "0.05", "env": "1",
         "seed": "6", "return": "3.0", "steps": "27000", "truncated": "True", "present": "",
         "variant": "noise=0.1",
     }  # fmt: skip
+
+
+def test_a_table_of_an_older_wsa_goes_on(tmp_path: Path) -> None:
+    path, new = tmp_path / "eval.csv", tmp_path / "new.csv"
+    for table in (path, new):
+        write_csv(table, 10, "aaa", 0.001, {"run": [Episode(0, 5, -20.0, 900, False)]})
+    path.write_bytes(path.read_bytes().replace(b"trained", b"updates", 1))
+    for table in (path, new):
+        write_csv(table, 20, "bbb", 0.001, {"run": [Episode(0, 5, 3.0, 900, False)]})
+    assert path.read_bytes() == new.read_bytes()
+    assert not path.with_name("eval-1.csv").exists()
 
 
 def test_a_table_with_other_columns_is_renamed_and_kept(tmp_path: Path) -> None:
@@ -271,7 +282,7 @@ def test_a_table_with_other_columns_is_renamed_and_kept(tmp_path: Path) -> None:
         write_csv(path, 10, "aaa", 0.001, {"run": [one]})
         write_csv(path, 20, "bbb", 0.001, {"run": [one]})
         rows = list(csv.DictReader(path.read_text().splitlines()))
-        assert [row["updates"] for row in rows] == ["10", "20"]
+        assert [row["trained"] for row in rows] == ["10", "20"]
     kept = [(tmp_path / f"eval-{n}.csv").read_text() for n in (1, 2)]
     assert kept == ["updates,return\n7,3.0\n", "return\n4.0\n"]
 

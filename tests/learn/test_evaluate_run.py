@@ -61,7 +61,7 @@ def test_an_evaluation_counts_every_frame_and_a_variant_that_changes_nothing_is_
         patch.setattr(data, "LiveEncoder", Spy)
         # With the seed of the collection, the first frame is in the store.
         evaluation = evaluate_run(run, 2, epsilon=0.2, seed=1, num_envs=2)
-    assert evaluation.updates == 50 and evaluation.seconds > 0
+    assert evaluation.trained == 50 and evaluation.seconds > 0
     assert [e.steps for e in evaluation.episodes + evaluation.random] == [MAX_STEPS] * 4
     stored = {d.tobytes() for m in breakout.segments() for d in breakout.read_digests(m)}
     new = set(shown) - stored
@@ -94,7 +94,7 @@ def test_an_evaluation_counts_every_frame_and_a_variant_that_changes_nothing_is_
     assert [row["policy"] for row in rows] == ["run", "run", "random", "random"]
     assert [float(row["return"]) for row in rows[:2]] == returns
     newest = hashing.checksum((run / "checkpoints" / "000000050.safetensors").read_bytes())[:12]
-    facts = ("updates", "epsilon", "steps", "checkpoint")
+    facts = ("trained", "epsilon", "steps", "checkpoint")
     assert {tuple(row[fact] for fact in facts) for row in rows} == {
         ("50", "0.2", str(MAX_STEPS), newest)
     }

@@ -85,6 +85,7 @@ def test_the_files_of_a_bench(tmp_path: Path) -> None:
     other = msgspec.structs.replace(EVALUATION, episodes=10)
     first = make_results()
     del first[0].summary["parameters"]  # As older versions write it.
+    first[1].summary["updates"] = 50 + first[1].summary.pop("trained")
     runs = [
         *first,
         make_result("Pong", 9, 99.0, evaluation=other),
@@ -111,6 +112,8 @@ def test_the_files_of_a_bench(tmp_path: Path) -> None:
     for name, count in (("results.csv", 10), ("table.csv", 6), ("curves.csv", 2)):
         rows = read_csv(tmp_path / name)
         assert len(rows) == count
+        if name == "results.csv":
+            assert sorted(row["trained"] for row in rows) == ["0"] * 9 + ["50"]
     assert [(r["step"], r["scalar"], r["value"]) for r in rows] == [
         ("3", "charts/episodic_return", "2.5"), ("4", "wsa/weight/lite0", "0.5"),
     ]  # fmt: skip

@@ -51,20 +51,22 @@ def read_text(page: str) -> str:
     return " ".join(re.sub(r"(?s)<svg.*?</svg>|<[^>]+>", " ", page).split())
 
 
-def test_the_page_has_the_settings_and_the_results(run: Path) -> None:
+@pytest.mark.parametrize("length", ["trained", "updates"])  # An older wsa wrote `updates`.
+def test_the_page_has_the_settings_and_the_results(run: Path, length: str) -> None:
     returns = {"run": (20, 21), "random": (-21, -20)}
     rows = [
         f"400,{policy},abc,0.001,0,{i},{r},9,False"
         for policy in returns
         for i, r in enumerate(returns[policy])
     ]
-    header = "updates,policy,checkpoint,epsilon,env,seed,return,steps,truncated"
+    header = f"{length},policy,checkpoint,epsilon,env,seed,return,steps,truncated"
     (run / "eval.csv").write_text("\n".join([header, *rows, ""]))
     page = report.write(run).read_text()
     text = read_text(page)
     for words in (
         "Pong: &lt;run&gt;", "wsa learn --game Pong &amp; more", "400 updates", "cql_alpha 1.0",
         "fusion size 256", "passes saved 25,600", "400 run abc 0.001 2 20.5", MODELS[0],
+        "updates policy checkpoint",
     ):  # fmt: skip
         assert words in text, words
     assert "The number of parameters is unknown: " in text
