@@ -17,7 +17,7 @@ from wsa.encode.jobs import events, slurm
 from wsa.encode.jobs.report import EncodeReport, make_folder, write_report
 from wsa.encode.jobs.run import encode as run
 from wsa.encode.jobs.run import require_frames, wanted_games
-from wsa.encode.models import screen
+from wsa.encode.models import custom, screen
 from wsa.encode.models.registry import Request, for_games, parse_request
 from wsa.encode.registration.identity import request_of
 from wsa.store.backends.base import Backend
@@ -101,7 +101,8 @@ def _asked(o: EncodeOptions) -> _Asked:
 
     Raises:
         UsageError: If there is no such model, or weights are given for a model not asked for.
-        MissingError: If there is no store.
+        MissingError: If there is no store, or a user's own model cannot be found.
+        ConflictError: If the module of a user's own model raised.
     """
     weights = weights_files(o.embedding.weights)
     # A key names a model of the store with its output and precision; other names are parsed.
@@ -129,6 +130,8 @@ def _asked(o: EncodeOptions) -> _Asked:
     backend, snapshot = open_snapshot(o.store, or_empty=o.watch)
     asked |= {key: request_of(read_spec(snapshot, key), weights) for key in keys}
     requests = list(dict.fromkeys(asked[name] for name in o.models))
+    own = [r.source.removeprefix("user:") for r in requests if r.source.startswith("user:")]
+    custom.find_before_workers(own, o.worker.scheduler)
     games = list(o.game) if o.watch else wanted_games(snapshot, o.game)
     for request in requests:
         if request.source == screen.SOURCE:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
 import torch
@@ -138,6 +139,45 @@ def is_name(text: str) -> bool:
     return user_code.is_name(text) and not text.startswith("timm:")
 
 
+def find(name: str) -> MakesModel:
+    """Import a user's module and return its callable, without calling it.
+
+    Args:
+        name: `module:callable`, typed by the user of this process.
+
+    Raises:
+        MissingError: If this machine has no such module or callable.
+        ConflictError: If the module raised.
+    """
+    try:
+        make: MakesModel = user_code.find(name, "no-weights", _process_name())
+    except WsaError:
+        raise
+    except Exception as error:
+        raise _raised(name, error) from error
+    return make
+
+
+def find_before_workers(names: Iterable[str], scheduler: str) -> None:
+    """Find the callables before workers start, which would report a misspelled one only later.
+
+    A scheduler at an address has workers already, and the modules need to be there alone.
+
+    Args:
+        names: Sources of models' weights; only those spelled `module:callable` are imported.
+        scheduler: `local`, `inproc`, `slurm`, or the address of a scheduler.
+
+    Raises:
+        MissingError: If this machine has no such module or callable.
+        ConflictError: If a module raised.
+    """
+    if "://" in scheduler:
+        return
+    for name in names:
+        if is_name(name):
+            find(name)
+
+
 def load(name: str) -> UserNetwork:
     """Import a user's module, call its callable, and freeze the returned model.
 
@@ -148,9 +188,9 @@ def load(name: str) -> UserNetwork:
         MissingError: If this machine has no such module or callable.
         ConflictError: If the callable raised, or returned anything but a valid `UserModel`.
     """
+    make = find(name)
     with user_code.current_folder():  # The callable may import more modules.
         try:
-            make: MakesModel = user_code.find(name, "no-weights", _process_name())
             declared = make()
         except WsaError:
             raise

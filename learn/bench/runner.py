@@ -9,11 +9,13 @@ from typing import Any, Self
 
 from distributed import KilledWorker, as_completed
 
+from wsa.encode.models import custom
 from wsa.learn.bench import grid
 from wsa.learn.bench import report as bench_report
 from wsa.learn.bench.grid import Cell
 from wsa.learn.bench.run_cell import Failure, attempt, attempt_on_worker, expected, say_failed
 from wsa.learn.configs.bench import BenchOptions
+from wsa.learn.runs.setup.models import weights_of
 from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError
 from wsa.store.objects.root import open_snapshot
@@ -65,7 +67,14 @@ def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
 
 
 def run_cells(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure]:
-    """Train and evaluate runs, in this process or on workers; yield those that failed."""
+    """Train and evaluate runs, in this process or on workers; yield those that failed.
+
+    Raises:
+        MissingError: If a user's own model cannot be found; raised before the first run.
+        ConflictError: If the module of a user's own model raised.
+    """
+    own = dict.fromkeys(name for cell in left for name in weights_of(cell.request).values())
+    custom.find_before_workers(own, o.worker.scheduler)
     run = _run_inproc if o.worker.scheduler == "inproc" else _run_on_workers
     yield from filter(None, run(o, left, connect))
 

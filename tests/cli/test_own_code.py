@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import sys
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 from command_kit import LEARN, read_config
 
 import wsa as api
+from wsa.encode.jobs import cluster
+from wsa.learn.commands import bench
 from wsa.store.common import user_code
+from wsa.store.common.errors import StorageError
 
 GUIDES = Path(__file__).parents[2] / "docs/howto"
 BLOCK = re.compile(r"^```python\n# (\w+)\.py\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -113,6 +117,45 @@ def test_an_own_model_is_imported_where_it_is_named(own, tmp_path):
     named = ("--weights", "own_net_make=own_net:make")
     evaluate = ("eval", "net", "--episodes", 1, "--num-envs", 1)
     assert own(*evaluate).code == 3 and own(*evaluate, *named).code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("no_such_net:make", 3, "no_such_net:make cannot be imported"),
+        ("own_net:maek", 3, "own_net on {host} has no callable 'maek'"),
+        ("broken_net:make", 4, "broken_net:make raised ZeroDivisionError"),
+    ],
+)
+def test_a_misspelled_model_is_reported_before_any_worker_starts(
+    own, tmp_path, monkeypatch, name, code, message
+):
+    def connect(*arguments, **options):
+        pytest.fail("workers start")
+
+    monkeypatch.setattr(cluster, "connect", connect)
+    monkeypatch.setattr(bench, "connect", connect)
+    (tmp_path / "own_net.py").write_text(NET)
+    (tmp_path / "broken_net.py").write_text("1 / 0\n")
+    grid = ("--seeds", 1, "--updates", 2, "--fusions", "mean", "--bench-dir", "grid")
+    for command in (
+        ("encode", "--models", name),
+        ("encode", "--models", f"mine={name}", "--dry-run"),
+        ("encode", "--models", f"{name}@pooled", "--scheduler", "slurm"),
+        ("encode", "--models", name, "--watch"),
+        ("bench", "--games", "Breakout", "--models", name, *grid),
+    ):
+        refused = own(*command)
+        assert refused.code == code and "Traceback" not in refused.err, (command, refused.err)
+        assert message.format(host=socket.gethostname()) in refused.error
+    # Workers at an address have their own modules.
+    monkeypatch.setattr(cluster, "connect", reached)
+    assert "reached" in own("encode", "--models", name, "--scheduler", "tcp://lab:8786").err
+
+
+def reached(*arguments, **options):
+    """Stand in for a connection to workers."""
+    raise StorageError("unavailable", "reached")
 
 
 WRONG = """
