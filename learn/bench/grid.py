@@ -31,7 +31,9 @@ from wsa.learn.configs.learn import (
     PlayOptions,
     RunRequest,
     Training,
+    as_flag,
     check_combination,
+    flag_value,
     flat_options,
     preset_defaults,
 )
@@ -378,16 +380,6 @@ def with_models(request: RunRequest, models: tuple[str, ...]) -> RunRequest:
     decode = tuple(name for name in request.method.decode if name in own)
     method = dataclasses.replace(request.method, decode=decode)
     return dataclasses.replace(request, models=models, method=method)
-
-
-def flag_value(value: Any) -> Any:
-    """Write an option's value as on the command line."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def as_flag(name: str, value: Any) -> str:
-    """Write an option with its value as on the command line."""
-    return f"--{name.replace('_', '-')} {flag_value(value)}"
 
 
 def folder_part(models: tuple[str, ...]) -> str:

@@ -475,16 +475,32 @@ def flat_options(training: Training) -> dict[str, Any]:
     }
     if isinstance(training.live, OnlineLiveOptions):
         found["output"] = training.live.output
-    for part in (training.network, training.algorithm, training.evaluation):
+    network = network_options(training.network)
+    network.pop("fusion", None)  # Not shared by the runs of a grid.
+    for part in (training.algorithm, training.evaluation):
         found |= {name: getattr(part, name) for name in part.__struct_fields__}
-    fusion = found.pop("fusion", None)
-    if isinstance(fusion, FusionConfig):
+    return found | network
+
+
+def network_options(network: FrameStack) -> dict[str, Any]:
+    """Return the options of a network, by flag."""
+    found = {name: getattr(network, name) for name in network.__struct_fields__}
+    if isinstance(network, NetworkConfig):
+        fusion = network.fusion
         found |= {
-            _FLAGS.get(name, name): getattr(fusion, name)
-            for name in fusion.__struct_fields__
-            if name != "name"
+            _FLAGS.get(name, name): getattr(fusion, name) for name in fusion.__struct_fields__
         }
     return found
+
+
+def flag_value(value: Any) -> Any:
+    """Write an option's value as on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def as_flag(name: str, value: Any) -> str:
+    """Write an option with its value as on the command line."""
+    return f"--{name.replace('_', '-')} {flag_value(value)}"
 
 
 def _idle(

@@ -26,8 +26,8 @@ def test_models_join_and_leave_a_run(filled, tmp_path):
     assert read_config(tmp_path / "three")["models"] == keys[1:]
     for options, message in (
         (("--init", "two", "--models", ALIAS), "--models differ from those of two"),
-        (("--init", "two", "--fusion-size", "16"), "the network options differ"),
-        (("--init", "two", "--clip-embeddings", "3"), "the network options differ"),
+        (("--init", "two", "--fusion-size", "16"), "--fusion-size 16: --init two starts"),
+        (("--init", "two", "--clip-embeddings", "3"), "with --clip-embeddings 5.0, and keeps it"),
         (("--init", "two", "--drop", "vit"), "--drop vit: the run's models are"),
         (("--init", "two", "--add", ALIAS), f"--add {keys[0]}: the run already has this model"),
         (("--init", "two", "--context", OTHER_ALIAS), "the context of two is mean"),

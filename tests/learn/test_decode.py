@@ -28,7 +28,7 @@ from wsa.learn.runs.config import OfflineRun, read_config
 from wsa.learn.runs.data import open_data
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
-from wsa.learn.runs.network import parameters_of
+from wsa.learn.runs.network import make_network, parameters_of, windows_and_shapes
 from wsa.learn.runs.player import load_network
 from wsa.learn.runs.setup.configure import configure
 from wsa.learn.runs.setup.offline import make_offline
@@ -180,7 +180,7 @@ def test_what_cannot_be_decoded_is_refused(
 
 
 def test_a_command_line_decodes_and_a_run_that_continues_from_it_too(
-    backend: Backend, snapshot: Snapshot, keys: dict[str, str], run: Path
+    backend: Backend, snapshot: Snapshot, keys: dict[str, str], run: Path, tmp_path: Path
 ) -> None:
     def configured(*options: str) -> Any:
         line = ["--game", "Breakout", "--store", backend.url, *options]
@@ -194,6 +194,18 @@ def test_a_command_line_decodes_and_a_run_that_continues_from_it_too(
     assert parameters_of(online, online.model_windows, online.shapes).frozen == DECODER
     assert configured("--init", str(run)).decoders == digests
     assert configured("--init", str(run), "--drop", keys["code"]).decoders == {}
+    # A run that did not decode cannot begin to; a model that joins it can be decoded.
+    for name, models in (("code", ["sr", "code"]), ("sr", ["sr"])):
+        config = a_run(snapshot, [keys[model] for model in models])
+        begin(tmp_path / name, config)
+        network = make_network(config, *windows_and_shapes(config, snapshot))
+        checkpoint.save(tmp_path / name / "checkpoints", 1, {"online": network})
+    begun = ("--init", str(tmp_path / "code"))
+    assert configured(*begun).decoders == {}
+    with pytest.raises(UsageError, match=r"^--decode vos: .* takes the code of vos as it is"):
+        configured(*begun, "--decode", keys["code"])
+    joined = ("--init", str(tmp_path / "sr"), "--add", keys["code"])
+    assert configured(*joined, "--decode", keys["code"]).decoders == digests
     with pytest.raises(UsageError, match="--decode is an option of fusions"):
         cli.parse("learn", ["--online", "--algo", "ppo", "--fusion", "nature", "--decode", "vos"])
 

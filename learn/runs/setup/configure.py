@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from wsa.encode.registration.select import choose_models, default_models, stored_name
 from wsa.learn.configs.algorithms import OfflineConfig, OnlineConfig
 from wsa.learn.configs.fusions import PIXELS
-from wsa.learn.configs.learn import PlayOptions, RunRequest, check_combination
-from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.configs.learn import (
+    PlayOptions,
+    RunRequest,
+    as_flag,
+    check_combination,
+    network_options,
+)
+from wsa.learn.configs.network import FrameStack, NetworkConfig, pixel_network
 from wsa.learn.envs import atari
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT, OfflineRun, OnlineRun, RunConfig, read_config
@@ -83,9 +87,9 @@ def configure(
                 f"--init {start.init}: one of the two networks sees pixels, the other embeddings. "
                 "Start from another run, or from scratch.",
             )
-    network = request.network_config
+    network = _network_of(request, before) if before else request.network_config
     if before and before.models and not pixels:
-        network, models, context = begin_from(request, before, keys_of)
+        models, context = begin_from(request, before, keys_of)
     elif request.models or pixels or before:
         models = keys_of(request.models) if request.models else []
         context = context_key(request.method.context or MEAN_CONTEXT, models, keys_of)
@@ -115,7 +119,7 @@ def configure(
         ),
         request.seed,
         request.algorithm,
-        parameters=play.parameters,
+        parameters=_parameters_of(request, play, before),
         init=init,
         evaluation=request.evaluation,
         match=request.method.match_parameters,
@@ -123,25 +127,55 @@ def configure(
     )
 
 
-def begin_from(
-    request: RunRequest, before: RunConfig, keys_of: KeysOf
-) -> tuple[NetworkConfig, list[str], str]:
-    """Network, models, and context of a run that starts from another.
+def _network_of(request: RunRequest, before: RunConfig) -> NetworkConfig:
+    """Network of a run that starts from another: the other run's.
+
+    Raises:
+        UsageError: If a network option differs from both its default and the other run's network.
+    """
+    default = NetworkConfig() if before.models else pixel_network(FrameStack().frame_stack)
+    asked, plain, own = map(network_options, (request.network_config, default, before.network))
+    differ = [name for name in asked if asked[name] not in (plain[name], own[name])]
+    if differ:
+        raise _other_network(
+            request,
+            ", ".join(as_flag(name, asked[name]) for name in differ),
+            ", ".join(as_flag(name, own[name]) for name in differ),
+        )
+    return before.network
+
+
+def _parameters_of(request: RunRequest, play: PlayOptions, before: RunConfig | None) -> int:
+    """Approximate number of parameters of a network on pixels; the other run's with `--init`.
+
+    Raises:
+        UsageError: If another number is asked for.
+    """
+    own = before.parameters if isinstance(before, OnlineRun) else play.parameters
+    if play.parameters not in (0, own):
+        raise _other_network(
+            request,
+            f"--parameters {play.parameters}",
+            f"--parameters {own}" if own else "CleanRL's widths",
+        )
+    return own
+
+
+def _other_network(request: RunRequest, asked: str, own: str) -> UsageError:
+    return UsageError(
+        "bad-option",
+        f"{asked}: --init {request.start.init} starts from a network with {own}, and keeps it. Leave "
+        "out what differs, or start a new run without --init.",
+    )
+
+
+def begin_from(request: RunRequest, before: RunConfig, keys_of: KeysOf) -> tuple[list[str], str]:
+    """Models and context of a run that starts from another.
 
     Raises:
         UsageError: If the options contradict the other run without `--add` or `--drop`.
     """
-    start, network = request.start, request.network_config
-    default, as_before = NetworkConfig(), network
-    if network.clip_embeddings == default.clip_embeddings:  # Runs from before clipping have 0.
-        clip = before.network.clip_embeddings
-        as_before = msgspec.structs.replace(network, clip_embeddings=clip)
-    if network != default and as_before != before.network:
-        raise UsageError(
-            "bad-option",
-            f"--init {start.init}: the network options differ from that run's network. Leave out the "
-            "network options; the run's own are used.",
-        )
+    start = request.start
     added = keys_of(start.add) if start.add else []
     models = change_models(before.models, added, start.drop, before.network.fusion.name)
     if request.models and keys_of(request.models) != models:
@@ -169,4 +203,4 @@ def begin_from(
             f"--drop: {before.context} provides the context that the scorer was trained on. Drop "
             "another model, or start a new run.",
         )
-    return before.network, models, before.context
+    return models, before.context

@@ -78,14 +78,41 @@ def warm_start(config: RunConfig, network: Any) -> None:
     """
     path = Path(config.init)
     folder = path.parent.parent
-    before = read_config(folder).inputs
-    if bool(config.inputs) != bool(before):
+    before = read_config(folder)
+    if bool(config.inputs) != bool(before.inputs):
         raise UsageError(
             "bad-option",
             f"--init {folder}: one of the two networks sees pixels, the other embeddings. Start "
             "from another run, or from scratch.",
         )
-    transfer(network, network.torso, config.inputs, path, before)
+    _check_sizes(config, before, folder)
+    transfer(network, network.torso, config.inputs, path, before.inputs)
+
+
+def _check_sizes(config: RunConfig, before: RunConfig, folder: Path) -> None:
+    """Refuse options with which the networks' tensors would not have the same shapes.
+
+    Raises:
+        UsageError: If there is one; it names the option.
+    """
+    for key in before.inputs:
+        if key in config.inputs and config.decoders.get(key) != before.decoders.get(key):
+            alias = names.key_alias(key)
+            raise UsageError(
+                "bad-option",
+                f"--decode {alias}: the network of --init {folder} takes the code of {alias} as it is, so "
+                "its weights do not fit decoded masks. Leave out --decode, or start a new run without "
+                "--init.",
+            )
+    here, there = (run.protocol for run in (config, before))
+    if len(here.actions) != len(there.actions):
+        raise UsageError(
+            "bad-option",
+            f"--protocol {here.name}: {config.game} has {len(here.actions)} actions under it, and the "
+            f"network of --init {folder} chooses among {len(there.actions)}, those of {before.game} "
+            f"under {there.name}. Use a game and protocol with as many, or start a new run without "
+            "--init.",
+        )
 
 
 def transfer(
@@ -121,7 +148,7 @@ def transfer(
                 "bad-option",
                 f"--init {path.parent.parent}: {name} has shape {tuple(source.shape)} there and "
                 f"{tuple(tensor.shape)} here. Start from a run of the same game and protocol, with "
-                "the same network.",
+                "the same algorithm and network.",
             )
         else:
             tensor.copy_(source)

@@ -495,9 +495,12 @@ def test_init_takes_models_and_network_of_the_other_run(
     refused: list[tuple[dict[str, Any], str]] = [
         ({"add": (RESNET,)}, "--add .*: the run already has this model"),
         ({"drop": models}, "--drop leaves no model"),
-        ({"fusion_size": 8}, "the network options differ"),
+        (
+            {"fusion_size": 32},
+            "--fusion-size 32: --init .* a network with --fusion-size 16, and keeps it",
+        ),
         ({"fusion": "nature", "fusion_size": None, "hidden": None}, "sees pixels"),
-        ({"protocol": "v5"}, "game and protocol"),
+        ({"protocol": "v5"}, "--protocol v5: .* has 18 actions .* among 4"),
         ({"init": "", "drop": models}, "name the run with --init"),
     ]
     for change, message in refused:
@@ -507,6 +510,26 @@ def test_init_takes_models_and_network_of_the_other_run(
     (first / "config.json").write_text(renamed)
     with pytest.raises(UsageError, match=r"--models differ from those of .* --add and --drop"):
         plan(models=(RESNET,))
+
+
+def test_init_takes_the_network_on_pixels_of_the_other_run(store: Path, tmp_path: Path) -> None:
+    first = plan_online(store, tmp_path / "first", **PPO | PIXELS | {"frame_stack": 2})
+    begin(tmp_path / "first", first)
+    saved = {"online": make_network(first, (), ())}
+    checkpoint.save(tmp_path / "first" / "checkpoints", 1, saved)
+
+    def plan(**changes: Any) -> OnlineRun:
+        other = {"parameters": None, "frame_stack": None, "init": str(tmp_path / "first")}
+        return plan_online(store, tmp_path / "new", **PPO | PIXELS | other | changes)
+
+    assert (plan().network, plan().parameters) == (first.network, first.parameters)
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"frame_stack": 3}, "--frame-stack 3: --init .* with --frame-stack 2, and keeps it"),
+        ({"parameters": 60_000}, "--parameters 60000: --init .* with --parameters 50000"),
+    ]
+    for change, message in refused:
+        with pytest.raises(UsageError, match=message):
+            plan(**change)
 
 
 @pytest.mark.parametrize("recorded", [PPO], indirect=True)
