@@ -91,7 +91,7 @@ class Fusion(nn.Module):
         """Fuse embeddings into a state vector.
 
         Args:
-            embeddings: One tensor per input, (B, k, D) or (B, k, H, W, C).
+            embeddings: One tensor per input, (B, k, D) or (B, k, H, W, C); zeros for absent models.
             mask: Whether each fused model is present; None if all are. Absent models are neither
                 adapted nor scored: the others are fused as if they were the only ones.
 

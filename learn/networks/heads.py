@@ -90,12 +90,12 @@ class Torso(nn.Module):
         self.decoders = nn.ModuleList(
             Decoder(weights) if weights else nn.Identity() for weights in decoders
         )
-        shapes = tuple(
+        self._fused = tuple(
             (shape[0], *Decoder.shape) if weights else shape
             for shape, weights in zip(inputs.shapes, decoders, strict=True)
         )
         self.fusion = make_fusion(
-            config.fusion, dataclasses.replace(inputs, shapes=shapes, decoders=())
+            config.fusion, dataclasses.replace(inputs, shapes=self._fused, decoders=())
         )
         self.out_features = self.fusion.out_features
 
@@ -118,21 +118,32 @@ class Torso(nn.Module):
         Args:
             stacks: Embeddings of the last k frames, (B, k, width), float16 or float32, oldest
                 first. A model with one embedding for the whole state uses only the newest row.
-            mask: Whether each model is present; None if all are.
+            mask: Whether each model is present; None if all are. The fusion gets zeros for an absent
+                model, whose embedding is neither normalized nor decoded.
 
         Returns:
             The state vector (B, out_features), and the weights (B, models), or None if the fusion
             has no weights.
         """
-        parts = stacks.split(list(self.inputs.widths), dim=2)
+        absent = {i for i, is_present in enumerate(mask or ()) if not is_present}
+        absent.discard(self.inputs.context)  # The context is needed even if its model is not fused.
         embeddings = [
-            decoder(normaliser(part[:, -shape[0] :].float()).reshape(len(part), *shape))
-            for decoder, normaliser, part, shape in zip(
-                self.decoders, self.normalisers, parts, self.inputs.shapes, strict=True
-            )
+            stacks.new_zeros((), dtype=torch.float32).expand(len(stacks), *self._fused[i])
+            if i in absent
+            else self._embedding(i, part)
+            for i, part in enumerate(stacks.split(list(self.inputs.widths), dim=2))
         ]
         state, weights = self.fusion(embeddings, mask)
         return state, weights
+
+    def _embedding(
+        self, i: int, part: Float[Tensor, "batch k width"]
+    ) -> Float[Tensor, "batch ..."]:
+        """Normalize or decode one model's embeddings of the last k frames."""
+        shape = self.inputs.shapes[i]
+        normalized = self.normalisers[i](part[:, -shape[0] :].float())
+        embedding: Tensor = self.decoders[i](normalized.reshape(len(part), *shape))
+        return embedding
 
 
 class QNetwork(nn.Module):

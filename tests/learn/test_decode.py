@@ -145,6 +145,27 @@ def test_the_decoder_is_never_trained_and_never_saved(run: Path) -> None:
     assert isinstance(network.torso.normalisers[1], nn.Identity)
 
 
+def test_a_model_that_is_left_out_is_neither_normalized_nor_decoded(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(run)
+    network, _ = load_network(config, open_data(config)[1], checkpoint.latest(run / "checkpoints"))
+    stacks = torch.rand(3, 1, sum(network.torso.inputs.widths))
+    sr = stacks[:, :, : network.torso.inputs.widths[0]]
+    expected = network.torso.fusion([sr, torch.zeros(3, 1, *Decoder.shape)], [True, False])
+    both = network.torso(stacks)[0]
+
+    def decode(*_: Any) -> None:
+        raise AssertionError("the decoder runs")
+
+    monkeypatch.setattr(Decoder, "forward", decode)
+    state, weights = network.torso(stacks, [True, False])
+    assert torch.equal(state, expected[0]) and not torch.equal(state, both)
+    assert torch.equal(weights, torch.tensor([[1.0, 0.0]]).expand(3, 2))
+    with pytest.raises(AssertionError, match="decoder runs"):
+        network.torso(stacks, [False, True])
+
+
 def test_a_saved_run_plays_again(run: Path) -> None:
     first, again = (evaluate_run(run, 1, num_envs=1, epsilon=0.0, seed=5) for _ in range(2))
     assert first.episodes == again.episodes
