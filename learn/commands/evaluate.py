@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
 
 from wsa.encode.configs import weights_files
 from wsa.learn.configs.learn import EvalOptions
+from wsa.learn.evaluation.pace import Pace
 from wsa.store.common import terminal, user_code
 
 _log = logging.getLogger(__name__)
@@ -75,11 +77,20 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
         f"games to play: {o.episodes:,} by the run, then as many by a random policy, each of at most "
         f"{most:,} steps"
     )
-    pace = _Pace(o.episodes)
-    with terminal.Progress("eval", "steps", shown=progress) as shown:
+    with contextlib.ExitStack() as stack:
 
-        def on_step(steps: int, episodes: int) -> None:
-            shown.update(*pace.seen(steps, episodes))
+        def begin(what: str) -> tuple[terminal.Progress, Pace]:
+            bar = stack.enter_context(terminal.Progress(what, "steps", shown=progress))
+            return bar, Pace(o.episodes, o.play.num_envs)
+
+        bar, pace = begin("eval")
+
+        def on_step(steps: int, finished: int) -> None:
+            nonlocal bar, pace
+            if steps < pace.steps:  # The random policy begins, which plays at another rate.
+                stack.close()
+                bar, pace = begin("random policy")
+            bar.update(steps, pace.seen(steps, finished))
 
         evaluation = evaluate_run(
             folder,
@@ -104,30 +115,3 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     _log.info(f"report {report.write(folder, o.store, out)}")
     evaluations.keep(folder, results, asked, evaluation)
     return evaluation.summary()
-
-
-class _Pace:
-    """Progress of an evaluation: games of the run, then as many of a random policy.
-
-    Args:
-        games: Number of games of each policy.
-    """
-
-    def __init__(self, games: int) -> None:
-        self._games = games
-        self._before = 0  # Steps of the first policy, once it has finished.
-        self._steps = self._episodes = 0
-
-    def seen(self, steps: int, episodes: int) -> tuple[int, int]:
-        """Steps played so far, and estimated total steps; the total is 0 until a game has ended.
-
-        Args:
-            steps: Steps of the current policy.
-            episodes: Finished games of the current policy.
-        """
-        if steps < self._steps:  # The random policy has started.
-            self._before += self._steps
-        self._steps, self._episodes = steps, episodes
-        done = self._before + steps
-        finished = episodes + (self._games if self._before else 0)
-        return done, round(done * 2 * self._games / finished) if finished else 0
