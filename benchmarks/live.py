@@ -109,7 +109,8 @@ def parts(o: Options, folder: Path) -> dict[str, Cost]:
         "+ screens made small": partial(loop.shrink, encoders),
     }
     for key, window, encoder in zip(config.inputs, config.model_windows, encoders, strict=True):
-        name = f"+ {key.rpartition('-')[0]} ({encoder.engine.name})"
+        runs = encoder.engine.name if encoder.runs_network else "no network"
+        name = f"+ {key.rpartition('-')[0]} ({runs})"
         steps[name] = partial(loop.embed, encoder, window)
     steps["+ acting"] = partial(loop.act, network)
     costs = {}

@@ -306,8 +306,8 @@ def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
         return f"{workers}, {threads}, device {event.device}{pages}"
     if isinstance(event, events.ModelReady):
         fitted = f", basis fitted on {event.fitted} frames" if event.fitted else ""
-        engine = event.choice.explained if event.choice else "no engine: there is nothing to run"
-        return f"{event.spec.key}: run by {engine}{fitted}"
+        run_by = event.choice.run_by if event.choice else "nothing to run"
+        return f"{event.spec.key}: {run_by}{fitted}"
     if isinstance(event, events.AttemptFailed):
         then = "it is set aside" if event.last else "this run tries it again"
         return (

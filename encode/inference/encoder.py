@@ -157,9 +157,14 @@ class Encoder:
         return self._run(frames, lambda part: self.reduce(self._features(part))).numpy()
 
     @property
+    def runs_network(self) -> bool:
+        """Whether there is a network; a reduction of screens needs none, and has an identity."""
+        return not isinstance(self.basis, ScreenReduction)
+
+    @property
     def _reads_screens(self) -> bool:
-        """Whether the reduction can read screens directly, as the network is an identity."""
-        return isinstance(self.basis, ScreenReduction) and self.device.type == "cpu"
+        """Whether the reduction can read screens directly."""
+        return not self.runs_network and self.device.type == "cpu"
 
     @property
     def in_parts(self) -> bool:

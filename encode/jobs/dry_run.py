@@ -40,7 +40,7 @@ class MeasuredModel:
     """Measurements of a model on a worker.
 
     Attributes:
-        engine: Engine that would run the model.
+        engine: Engine that would run the model; `none` if it has no network.
         rate: Frames per second of that engine.
         window: Number of consecutive frames that the model sees.
         features: Size of an embedding before any reduction.
@@ -65,7 +65,7 @@ class Estimate:
         copies: Number of frames or windows whose embedding is copied.
         strip: Number of frames of the strip, or of a game, to run to fit the model's basis.
         bytes: Size of the embeddings before compression, which saves about a third.
-        engine: Engine that would run the model.
+        engine: Engine that would run the model; `none` if it has no network.
         minutes: Time in minutes, from the engine's measured rate.
     """
 
@@ -100,7 +100,7 @@ def measure_model(
     features = engines.embed(choice.engine, identity.precision)[0].size
     output = parse_output(request.output)
     numbers = SCREEN_NUMBERS * output.numbers if output.of_one_game else output.numbers or features
-    measured = MeasuredModel(choice.engine, choice.rate, identity.window, features, numbers)
+    measured = MeasuredModel(choice.shown, choice.rate, identity.window, features, numbers)
     return measured, engines.encoder(choice.engine, identity.precision)
 
 

@@ -32,7 +32,7 @@ class ModelTotals:
 
     Attributes:
         model: Model key.
-        engine: Engine that ran it, with its measured speed and error.
+        engine: Engine that ran it, with its measured speed and error; or that there is no network.
         random: Whether the weights are untrained.
         objects: Number of segments encoded.
         inputs: Number of their frames, or windows of frames.
@@ -141,7 +141,7 @@ class EncodeReport:
             "models": {
                 one.spec.key: {
                     "random": one.spec.identity.random,
-                    "engine": one.choice.engine if one.choice else None,
+                    "engine": one.choice.shown if one.choice else None,
                 }
                 for one in self.models
             },

@@ -117,7 +117,10 @@ class Request:
         return "user" if self.source.startswith("user:") else self.source
 
     def engine(self, asked: str) -> str:
-        """Return the engine to use: `asked`, but always torch for a model without a network."""
+        """Return the engine to use: `asked`, but always torch for a model without a network.
+
+        The engine then does nothing, and the store records torch.
+        """
         return "torch" if self.source == screen.SOURCE else asked
 
     @property

@@ -21,7 +21,7 @@ from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.engines import arithmetic
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.inference.trunk import Trunk
-from wsa.encode.models import registry
+from wsa.encode.models import registry, screen
 from wsa.encode.models.custom import UserNetwork
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import fit_reduction, probe_frames
@@ -129,7 +129,13 @@ def _engines(module: nn.Module, request: Request, device: str, window: int) -> C
         return Encoder(module, how, output, None, precision, device, engine)
 
     try:
-        tried = Engines(make, request.alias, window, only_game=_tried_game(request))
+        tried = Engines(
+            make,
+            request.alias,
+            window,
+            only_game=_tried_game(request),
+            network=request.source != screen.SOURCE,
+        )
         choice = tried.choose(request.engine("auto"), request.precision, math.inf)
     except ConflictError as error:
         return CheckResult("engines", False, str(error))

@@ -65,12 +65,15 @@ class EngineChoice:
         rate: Frames per second in the measuring process, with preprocessing.
         errors: Step-relative errors relative to PyTorch in fp32, on the `strip` and by game.
         left_out: Other engines, with the reason why each was not chosen.
+        network: Whether there is a network to run; `palette` and `objects` have none, so the
+            engine does nothing.
     """
 
     engine: str
     rate: float
     errors: dict[str, float]
     left_out: tuple[LeftOut, ...] = ()
+    network: bool = True
 
     @property
     def error(self) -> float:
@@ -78,7 +81,19 @@ class EngineChoice:
         return max(self.errors.values())
 
     def __str__(self) -> str:
+        if not self.network:
+            return f"no network, {self.rate:.3g} frames/s"
         return f"{self.engine}, {_measured(self.rate, self.error)}"
+
+    @property
+    def shown(self) -> str:
+        """Name of the engine for tables and reports; `none` if there is no network to run."""
+        return self.engine if self.network else "none"
+
+    @property
+    def run_by(self) -> str:
+        """What runs the model, and why no other engine, in one line."""
+        return f"run by {self.explained}" if self.network else str(self)
 
     @property
     def explained(self) -> str:
@@ -99,6 +114,7 @@ class Engines:
         window: Number of consecutive frames that the model sees.
         games: Inputs to measure on besides the probe frames, from `game_inputs`.
         only_game: The one game that the model embeds; empty if it embeds any.
+        network: Whether there is a network to run.
     """
 
     def __init__(
@@ -108,9 +124,11 @@ class Engines:
         window: int = 1,
         games: Mapping[str, NDArray[np.uint8]] | None = None,
         only_game: str = "",
+        network: bool = True,
     ) -> None:
         self._make = make
         self._alias = alias
+        self._network = network
         self._inputs = {PROBE: probe_frames.probe_inputs(window, only_game), **(games or {})}
         self._basis: Reduction | None = None
         self._encoders: dict[tuple[str, Precision], Encoder] = {}
@@ -161,7 +179,8 @@ class Engines:
                     raise
                 others.append(LeftOut(name, str(error)))
             else:
-                measured.append(EngineChoice(name, rate, self._errors(name, precision)))
+                errors = self._errors(name, precision)
+                measured.append(EngineChoice(name, rate, errors, network=self._network))
         most = MAX_ENGINE_ERROR if precision == "fp32" else limit
         right = [choice for choice in measured if choice.error <= most]
         if not right:

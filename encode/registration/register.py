@@ -29,7 +29,7 @@ from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.fitted import FITTED
 from wsa.encode.inference.reduction import Projection, Reduction
 from wsa.encode.inference.segment_inputs import input_digests, read_segment_frames
-from wsa.encode.models import registry
+from wsa.encode.models import registry, screen
 from wsa.encode.models.custom import UserNetwork
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import engine_choice, fit_reduction, probe_frames
@@ -221,7 +221,10 @@ def open_model(
     precision = spec.identity.precision
     candidates = _engines(module, spec.identity, spec.alias, device, threads=threads)
     candidates.set_basis(_stored_reduction(snapshot, key, spec.identity))
-    if engine == "auto":
+    if request.engine(engine) != engine:
+        engine = request.engine(engine)
+        _log.info("%s: no network to run", key)
+    elif engine == "auto":
         engine = _main_engine(snapshot, key, device, precision)
         if engine:
             _log.info("%s: run by %s, the engine that filled the store", key, engine)
@@ -231,7 +234,7 @@ def open_model(
             engine = choice.engine
             filled = snapshot.embeddings(model=key)
             why = "the engine that filled the store is not available here; " if filled else ""
-            _log.info("%s: %srun by %s", key, why, choice.explained)
+            _log.info("%s: %s%s", key, why, choice.run_by)
     encoder = candidates.encoder(engine, precision)
     inputs = probe_frames.probe_inputs(spec.identity.window, spec.game)
     check_probe(snapshot, key, encoder(inputs))
@@ -392,4 +395,5 @@ def _engines(
         how = identity.preprocessing
         return Encoder(module, how, output, None, precision, device, engine, threads)
 
-    return Engines(make, alias, identity.window, games, output.only_game)
+    network = identity.architecture != screen.NAME
+    return Engines(make, alias, identity.window, games, output.only_game, network)

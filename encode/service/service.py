@@ -335,8 +335,8 @@ class Service:
         self.counters.listen(event)
         self._listener(event)
         if isinstance(event, ModelReady):
-            engine = event.choice.explained if event.choice else None
-            self._log(f"{event.spec.key} is ready, run by {engine}")
+            run_by = event.choice.run_by if event.choice else "nothing to run"
+            self._log(f"{event.spec.key} is ready, {run_by}")
         elif isinstance(event, AttemptFailed):
             if event.error.kind == "unavailable":
                 open_store(self._backend.url)  # Raises if the whole store is unavailable.

@@ -16,10 +16,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsa.encode.commands.encode import describe_event
 from wsa.encode.inference import levels, objects, palette
 from wsa.encode.inference.encoder import stored
 from wsa.encode.inference.levels import Levels
 from wsa.encode.inference.preprocess import shrink
+from wsa.encode.jobs.dry_run import measure_model
+from wsa.encode.jobs.events import ModelReady
+from wsa.encode.jobs.report import run_values, summary
 from wsa.encode.jobs.run import encode
 from wsa.encode.models import screen
 from wsa.encode.models.registry import for_games, parse_request
@@ -261,6 +265,31 @@ def test_cached_codes_equal_live_ones_to_the_last_bit(two_games: Backend) -> Non
             cached = snapshot.read_embedding("Pong", key, meta.segment)
             np.testing.assert_array_equal(live, cached)
             assert live.dtype == cached.dtype
+
+
+@pytest.mark.parametrize("engine", ["auto", "openvino"])
+def test_no_engine_is_named_for_a_model_without_a_network(
+    two_games: Backend, engine: str, every_engine: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[Any] = []
+    options: Any = {"scheduler": "inproc", "engine": engine, "listen": events.append}
+    report = encode(two_games, REQUESTS[:1], ["Pong"], **options)
+    (ready,) = (event for event in events if isinstance(event, ModelReady))
+    key = ready.spec.key
+    assert describe_event(ready, {}).startswith(f"{key}: no network, ")
+    assert [model["engine"] for model in report.summary()["models"].values()] == ["none"]
+    assert "| no network |" in summary(run_values(report))
+    snapshot = take_snapshot(two_games)
+    assert {meta.engine for meta in snapshot.embeddings(model=key)} == {"torch"}
+    measured, _ = measure_model(snapshot, REQUESTS[0], ["Pong"], "cpu", engine)
+    assert measured.engine == "none"
+    # Nor is one opened, also in a store where nothing is encoded yet.
+    register(snapshot, for_games(REQUESTS, ["Breakout"])[0], 0.1, engine=engine)
+    caplog.set_level("INFO", "wsa")
+    for model in take_snapshot(two_games).models:
+        caplog.clear()
+        assert open_model(take_snapshot(two_games), model, engine=engine).engine.name == "torch"
+        assert caplog.messages == [f"{model}: no network to run"]
 
 
 def test_two_stores_have_the_same_keys_without_any_exchange(
