@@ -4,8 +4,8 @@ An `Encoder` is a frozen model on a device with its preprocessing, output and pr
 engine. It counts every frame that goes through the network (`passes`), which shows how many passes
 wsa saved. A frame's embedding depends on that frame alone, to the last bit: the engine guarantees
 it (`wsa.encode.inference.engines`), and preprocessing and reduction treat all frames alike. On a
-CPU each core processes some frames from screen to embedding; on a GPU every batch is padded to the
-engine's size. Several threads may call an encoder.
+CPU each core processes some frames from screen to embedding; on a GPU every batch is padded to a
+size that is known to give the same bits. Several threads may call an encoder.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ IN_FLIGHT = 2
 def run_on_gpu(
     function: Callable[[Tensor], Tensor],
     frames: NDArray[np.uint8],
-    batch: int,
+    batches: Sequence[int],
     device: torch.device,
     cuda: Any = torch.cuda,
 ) -> Tensor:
-    """Apply `function` to batches of exactly `batch` frames; the last batch is padded.
+    """Apply `function` to batches of the largest size; the last is padded to the next size.
 
     Args:
         function: Function from (batch, ...) uint8 to (batch, ...), both on the device.
         frames: Frames (n, ...) uint8, n at least 1.
-        batch: Number of frames in a batch.
+        batches: Sizes of batches, ascending.
         device: GPU to run on.
         cuda: `torch.cuda`, or a substitute in tests.
 
     Returns:
         The results (n, ...) on the CPU.
     """
+    batch = next((size for size in batches if size >= len(frames)), batches[-1])
     shape = (batch, *frames.shape[1:])
     pinned = [torch.empty(shape, dtype=torch.uint8).pin_memory() for _ in range(IN_FLIGHT)]
     on_device = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(IN_FLIGHT)]
@@ -64,13 +65,14 @@ def run_on_gpu(
     for at in range(0, len(frames), batch):
         slot = at // batch % IN_FLIGHT
         part = frames[at : at + batch]
+        size = next(size for size in batches if size >= len(part))
         free[slot].synchronize()  # Returns at once for an event not yet recorded.
         pinned[slot].numpy()[: len(part)] = part
-        pinned[slot].numpy()[len(part) :] = part[-1:]
+        pinned[slot].numpy()[len(part) : size] = part[-1:]
         with cuda.stream(copies):
-            on_device[slot].copy_(pinned[slot], non_blocking=True)
+            on_device[slot][:size].copy_(pinned[slot][:size], non_blocking=True)
         computing.wait_stream(copies)
-        results.append(function(on_device[slot])[: len(part)])
+        results.append(function(on_device[slot][:size])[: len(part)])
         free[slot].record(computing)
     return torch.cat(results).cpu()
 
@@ -136,6 +138,8 @@ class Encoder:
         shape = channels, preprocessing.height, preprocessing.width
         trunk = Trunk(self.module, output).eval()
         self.engine: Engine = engines.make(engine, trunk, shape, self.device, precision, threads)
+        on_gpu = self.device.type != "cpu"
+        self._batches = engines.equal_batches(self.engine, shape, self.device) if on_gpu else ()
         self.preprocessing = preprocessing
         self.output = output
         self.basis = basis.to(self.device) if basis else None
@@ -241,7 +245,7 @@ class Encoder:
         if self.device.type == "cpu":
             results = _on_cores(function, frames)
         else:
-            results = run_on_gpu(function, frames, self.engine.batch, self.device)
+            results = run_on_gpu(function, frames, self._batches, self.device)
         with Encoder._counting:
             self.passes += len(frames)
             Encoder.total_passes += len(frames)

@@ -5,8 +5,9 @@ Every engine guarantees that an output row depends on its frame alone, to the la
 may sum in another order for another batch size or number of threads (measured: EfficientNet-Lite0
 in PyTorch differs between one and two threads, ViT-B between batches of one and eight). So on a CPU
 PyTorch runs frame by frame, each on one core, and OpenVINO uses a batch size only after checking
-that it changes no bit; on a GPU every batch has the same size. Engines differ from each other in
-the last bits; `wsa.encode.registration.engine_choice` measures by how much before using one.
+that it changes no bit; on a GPU batches have a few fixed sizes that give the same bits. Engines
+differ from each other in the last bits; `wsa.encode.registration.engine_choice` measures by how
+much before using one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from wsa.store.objects.model_spec import Precision
 
 NAMES = ("torch", "compile", "openvino")
 GPU_BATCH = 256
+# A few games at a time do not fill a large batch, and padding costs as much as frames.
+SMALLER_BATCHES = (16, 32, 64, 128)
 
 _tf32 = threading.Lock()
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -39,7 +42,8 @@ class Engine(Protocol):
 
     Attributes:
         name: Name of the engine on the command line.
-        batch: Number of frames it runs at once; on a GPU every call has exactly this many.
+        batch: Number of frames it runs at once; on a GPU every call has exactly this many, or one
+            of the other `equal_batches`.
     """
 
     name: str
@@ -80,6 +84,32 @@ def make(
     if name == "compile":
         return Compiled(trunk, shape, device, precision)
     return Eager(trunk, device, precision)
+
+
+def equal_batches(
+    engine: Engine, shape: tuple[int, int, int], device: torch.device
+) -> tuple[int, ...]:
+    """Return the sizes of batches that give the same bits as the engine's own, which is the last.
+
+    One check is enough, because the order of summation follows from the shape and does not depend
+    on the numbers. A compiled network has one shape.
+
+    Args:
+        engine: Engine on a GPU.
+        shape: Channels, height and width of the input.
+        device: The GPU.
+    """
+    if engine.name != Eager.name:
+        return (engine.batch,)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand((engine.batch, *shape), generator=generator).to(device)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    whole = engine(pixels)
+
+    def equal(size: int) -> bool:
+        return torch.equal(torch.cat([engine(part) for part in pixels.split(size)]), whole)
+
+    return (*filter(equal, SMALLER_BATCHES), engine.batch)
 
 
 class Eager:

@@ -294,8 +294,8 @@ class FakeStream:
         self.cuda.log.append(f"{self.name} waits for {other.name}")
 
 
-@given(count=st.integers(1, 14), batch=st.integers(1, 5))
-def test_a_gpu_gets_full_batches_and_returns_every_row_once(count: int, batch: int) -> None:
+@given(count=st.integers(1, 14), batches=st.sets(st.integers(1, 5), min_size=1).map(sorted))
+def test_a_gpu_gets_full_batches_and_returns_every_row_once(count: int, batches: list[int]) -> None:
     frames = np.random.default_rng(count).integers(0, 256, (count, 2, 3, 3), np.uint8)
     sizes = []
 
@@ -305,15 +305,17 @@ def test_a_gpu_gets_full_batches_and_returns_every_row_once(count: int, batch: i
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-        rows = staging.run_on_gpu(function, frames, batch, CPU, FakeCuda())
+        rows = staging.run_on_gpu(function, frames, batches, CPU, FakeCuda())
     np.testing.assert_array_equal(rows.numpy(), frames.reshape(count, -1).astype(np.float32) * 2)
-    assert sizes == [batch] * -(-count // batch)
+    whole, rest = divmod(count, batches[-1])
+    last = [min(size for size in batches if size >= rest)] if rest else []
+    assert sizes == [batches[-1]] * whole + last
 
 
 def test_the_host_waits_only_for_the_batch_before_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     cuda = FakeCuda()
-    staging.run_on_gpu(lambda part: part.float(), np.zeros((8, 2), np.uint8), 2, CPU, cuda)
+    staging.run_on_gpu(lambda part: part.float(), np.zeros((8, 2), np.uint8), [2], CPU, cuda)
     compute = "computing waits for copies"
     assert cuda.log == [
         "copies waits for computing",
@@ -324,6 +326,33 @@ def test_the_host_waits_only_for_the_batch_before_the_last(monkeypatch: pytest.M
         "host waits for 1",
         compute,
     ]
+
+
+class Rounding:
+    """An engine that rounds differently in batches of these sizes."""
+
+    batch = 256
+
+    def __init__(self, name: str, *other: int) -> None:
+        self.name, self._other, self.sizes = name, other, set[int]()
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        self.sizes.add(len(pixels))
+        assert pixels.is_contiguous(memory_format=torch.channels_last)
+        return pixels.flatten(1) + 1e-6 * (len(pixels) in self._other)
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"), [((), (16, 32, 64, 128, 256)), ((16, 64), (32, 128, 256))]
+)
+def test_a_smaller_batch_is_used_only_if_it_changes_no_bit(
+    other: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    engine = Rounding("torch", *other)
+    assert engines.equal_batches(engine, (3, 8, 8), CPU) == expected
+    assert engine.sizes == {16, 32, 64, 128, 256}
+    compiled = Rounding("compile")
+    assert engines.equal_batches(compiled, (3, 8, 8), CPU) == (256,) and not compiled.sizes
 
 
 def test_pixels_reach_the_engine_preprocessed_and_channels_last(
