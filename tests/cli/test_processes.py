@@ -163,7 +163,7 @@ def test_any_moment_is_safe_for_an_interrupt(filled, begin, tmp_path, verb):
         if out:  # It was over, or nearly.
             finished += 1
         else:
-            assert process.returncode in (130, -signal.SIGINT)
+            assert process.returncode in (130, -signal.SIGINT), err
             assert err.splitlines()[-1] == last_words(verb)
     assert finished < 14
     assert not (tmp_path / "run" / "eval.csv").exists()
