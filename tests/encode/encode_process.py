@@ -27,6 +27,7 @@ def main(url: str, scheduler: str, model: str) -> int:
             scheduler=scheduler,
             workers=workers,
             device="cpu",
+            engine="torch",  # A busy machine may find another one faster.
             listen=print_event,
         )
     except WsaError as error:

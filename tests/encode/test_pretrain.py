@@ -248,7 +248,7 @@ def test_a_training_leaves_encoders_a_manifest_and_pictures(
             if name in tensors:
                 rounded = tensor.half().float() if half else tensor
                 assert torch.equal(module.state_dict()[name], rounded)
-    panels = 2 if encoder.startswith("stdim") else 3 if encoder == "ae" else 4
+    panels = 2 if encoder.startswith("stdim") else 3 if encoder in ("ae", "mae") else 4
     picture = cv2.imread(str(tmp_path / "seen.png"))
     assert picture is not None
     assert picture.shape[1] == 2 * panels * kind.training_input.width

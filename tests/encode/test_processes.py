@@ -123,7 +123,7 @@ def test_a_killed_encoding_is_completed_by_the_same_command(
     done = take_snapshot(store).embeddings()
     assert 1 <= len(done) < len(segments)
     assert verify(store).damage == ()
-    rest = encode(store, [tiny("resnet")], scheduler="inproc", device="cpu")
+    rest = encode(store, [tiny("resnet")], scheduler="inproc", device="cpu", engine="torch")
     total = len({n for shown in segments for n in shown})
     assert rest.passes == total - sum(e.passes for e in done), "nothing runs twice"
     check(store, segments, encoder, noise)
