@@ -158,9 +158,25 @@ def connect(
         )
 
 
+class _Client(Client):  # type: ignore[misc]  # distributed has no types.
+    """A client that leaves nothing behind if it cannot connect.
+
+    Dask leaves such a client, and the thread of its event loop, to the garbage collector. It closes
+    the client at any moment, for example while Dask holds the lock that closing needs: a deadlock.
+    """
+
+    def start(self, **options: Any) -> None:
+        try:
+            super().start(**options)
+        except BaseException:
+            self.close()
+            self._loop_runner.stop()
+            raise
+
+
 def _client(*where: Any, **options: Any) -> Client:
     """Create a client without making it the caller's default, even if no scheduler answers."""
-    return Client(*where, set_as_default=False, **options)
+    return _Client(*where, set_as_default=False, **options)
 
 
 @contextlib.contextmanager

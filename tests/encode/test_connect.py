@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+
 import pytest
 from dask import config
 from distributed import LocalCluster
 
 from wsa.encode.jobs import cluster
-from wsa.store.common.errors import StorageError, UsageError
+from wsa.store.common.errors import StorageError, UsageError, WsaError
 
 ADDRESS = "--scheduler .*tcp://HOST:PORT"
 
@@ -46,8 +49,28 @@ def test_a_scheduler_that_does_not_answer_is_unavailable(monkeypatch: pytest.Mon
     assert config.get("scheduler", None) == before, "the caller's own Dask is unchanged"
 
 
-# In two of three whole runs, Dask's event loop did not start in time here; the cause is not known.
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "address", ["foo://bar:1", "tls://127.0.0.1:1", "inproc://1.1.1.1/2/3", "tcp://127.0.0.1:1"]
+)
+def test_a_refused_scheduler_leaves_no_client_to_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """The collector closes a client at any moment, even where Dask holds the lock of all loops."""
+    monkeypatch.setattr(cluster, "WAIT_FOR_ANSWER_S", 0.2)
+    loops = _dask_loops()
+    with pytest.raises(WsaError), cluster.connect(address, 0):
+        pass
+    assert _dask_loops() == loops
+    closed: list[str] = []
+    monkeypatch.setattr(cluster.Client, "close", lambda client: closed.append(client.status))
+    gc.collect()
+    assert set(closed) <= {"closed"}
+
+
+def _dask_loops() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "IO loop"]
+
+
 def test_worker_processes_that_do_not_start_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "WAIT_FOR_PROCESSES_S", 0.1)
     monkeypatch.setattr(cluster, "_keep_scaled", lambda *_: None)
