@@ -104,7 +104,8 @@ def connect(
             f"--workers {workers}: {option} {scheduler} has its own. Leave out --workers; a running "
             "scheduler's are started with 'dask worker'.",
         )
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # Errors are raised here.
+    for name in ("distributed", "distributed.client", "distributed.gc"):  # Each has its own level.
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # Errors are raised here.
     if scheduler in ("inproc", "local"):
         with _running_client(
             lambda stack: _start(scheduler, workers, device, threads, stack)

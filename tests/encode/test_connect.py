@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 
 import pytest
@@ -69,6 +70,15 @@ def test_a_refused_scheduler_leaves_no_client_to_the_garbage_collector(
 
 def _dask_loops() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "IO loop"]
+
+
+def test_dask_logs_no_error_of_its_own() -> None:
+    """A client that lost its scheduler would log a traceback for each attempt to find it."""
+    with cluster.connect("inproc", 0):
+        pass
+    dask = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    loud = [name for name in dask if logging.getLogger(name).isEnabledFor(logging.ERROR)]
+    assert "distributed.client" in dask and not loud
 
 
 def test_worker_processes_that_do_not_start_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

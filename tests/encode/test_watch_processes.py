@@ -206,9 +206,10 @@ def test_the_work_of_a_killed_service_is_taken_over(
     fill(store, segments(60))
     options = ("--store", store.url, *MODELS, "--beat", "0.5")
     killed = service(*options)
-    killed.until(lambda: len(take_snapshot(store).embeddings()) > 4)
+    # A service holds no claim between two batches.
+    killed.until(lambda: len(take_snapshot(store).embeddings()) > 4 and any(store.list("claims")))
     killed.kill()
-    assert list(store.list("claims")) and not encoded(store)
+    assert any(store.list("claims")) and not encoded(store)
     other = service(*options)
     other.until(lambda: encoded(store))
     assert other.end() == 143
@@ -310,4 +311,5 @@ def test_a_service_finds_a_restarted_scheduler(store: Backend, fill: Fill, servi
         one.until(lambda: encoded(store), 120)
         assert one.end() == 143
     check(store, 603)
-    assert "Traceback" not in one.said and heartbeats_and_claims(store) == []
+    assert "Traceback" not in one.said, one.said[-5000:]
+    assert heartbeats_and_claims(store) == []
