@@ -18,16 +18,17 @@ from wsa.learn.training import charts
 RESULTS = Path(__file__).parents[1] / "results/online-curves.csv"
 STRETCH = 20_000
 METHODS = {
-    ("wsa", "palette"): "WSA over palette (two seeds)",
-    ("wsa", "palette+objects"): "WSA over palette and objects",
-    ("wsa", "sr+vos"): "WSA over sr and vos",
-    ("nature", ""): "pixels (NatureCNN)",
+    ("wsa", "palette", "8"): "WSA over palette (two seeds)",
+    ("wsa", "palette", "32"): "the same in 32 environments (three seeds)",
+    ("wsa", "palette+objects", "8"): "WSA over palette and objects",
+    ("wsa", "sr+vos", "8"): "WSA over sr and vos",
+    ("nature", "", "8"): "pixels (NatureCNN)",
 }
 
 
-def line(style: int, method: tuple[str, str], episodes: list[dict[str, str]]) -> charts.Line:
+def line(style: int, method: tuple[str, str, str], episodes: list[dict[str, str]]) -> charts.Line:
     """Mean return in each stretch of a method's run."""
-    own = [e for e in episodes if (e["fusion"], e["models"]) == method]
+    own = [e for e in episodes if (e["fusion"], e["models"], e["num_envs"]) == method]
     stretch = np.array([int(e["step"]) // STRETCH for e in own])
     returns = np.array([float(e["episodic_return"]) for e in own])
     stretches = np.unique(stretch)
