@@ -46,7 +46,7 @@ from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.cluster import cores
 from wsa.encode.jobs.plan import Item, Plan, make_plan
-from wsa.encode.models import registry
+from wsa.encode.models import networks
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration import fit_reduction, probe_frames, register
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
@@ -170,7 +170,7 @@ def against_a_user(
     request: Request, snapshot: Snapshot, plan: Plan, settings: tasks.TaskSettings
 ) -> None:
     """Measure a user's script on all cores, and wsa in one process per core, in turn."""
-    model = registry.build(request)
+    model = networks.build(request)
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
     frames = np.concatenate([snapshot.read_frames(item.meta) for item in plan.items])

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import _pillow
-from wsa.encode.models.registry import build, parse_request
+from wsa.encode.models.networks import build
+from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import probe_frames
 from wsa.encode.registration.identity import identify
 from wsa.learn.envs import atari as games

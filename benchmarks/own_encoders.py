@@ -33,7 +33,7 @@ from wsa.encode.jobs import tasks
 from wsa.encode.jobs.plan import Plan, make_plan
 from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 from wsa.encode.live.shrunk_frames import ShrunkFrames
-from wsa.encode.models.paper import load
+from wsa.encode.models.paper import catalog
 from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import register
@@ -53,7 +53,7 @@ OTHERS, UNSEEN_STEPS = ("Boxing", "Freeway", "Asteroids", "Pong", "Seaquest", "Q
 
 def cost() -> None:
     with store_of(GAME, STEPS, SEGMENT) as (backend, _):
-        requests = [parse_request(f"{alias}:random", {}) for alias in load.NETWORKS]
+        requests = [parse_request(f"{alias}:random", {}) for alias in catalog.NETWORKS]
         registered = [
             register.register(take_snapshot(backend), request, 0.1, engine="torch")
             for request in requests
@@ -74,7 +74,7 @@ def cost() -> None:
         alone = interleave(
             {
                 alias: lambda plan=plan: plan.passes / spent(backend, settings, [plan])
-                for alias, plan in zip(load.NETWORKS, apart.values(), strict=True)
+                for alias, plan in zip(catalog.NETWORKS, apart.values(), strict=True)
             },
             rounds=1,
         )

@@ -290,9 +290,9 @@ def stacked() -> Iterator[Callable[..., Any]]:
     import timm
     import torch
 
-    from wsa.encode.models import registry
+    from wsa.encode.models import networks, registry
 
-    build = registry.build
+    build = networks.build
 
     def make_request(window: int, output: str = "pooled") -> registry.Request:
         return registry.Request(f"stacked{window}", "test_resnet.r160_in1k", "random", output)
@@ -308,7 +308,7 @@ def stacked() -> Iterator[Callable[..., Any]]:
         return network.eval().requires_grad_(False)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "build", build_stacked)
+        patch.setattr(networks, "build", build_stacked)
         yield make_request
 
 

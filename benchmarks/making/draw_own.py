@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import wsa
-from wsa.encode.models.paper import load, visualize
+from wsa.encode.models.paper import catalog, load, visualize
 from wsa.encode.models.paper.segmentation import MovingObjects
 from wsa.encode.models.paper.transporter import gaussians
 from wsa.learn.pretrain import data, outputs
@@ -50,7 +50,7 @@ def panels(pairs: Tensor, files: dict[str, str]) -> list[Tensor]:
     newest = pairs[:, 1]
     pictures = [visualize.grey(newest)]
     networks = {
-        alias: load.build(load.PREFIX + alias, f"file:{file}").module
+        alias: load.build(catalog.PREFIX + alias, f"file:{file}").module
         for alias, file in files.items()
     }
     with torch.inference_mode():

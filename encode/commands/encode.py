@@ -18,7 +18,7 @@ from wsa.encode.jobs.report import EncodeReport, make_folder, write_report
 from wsa.encode.jobs.run import encode as run
 from wsa.encode.jobs.run import require_frames, wanted_games
 from wsa.encode.models import custom, screen
-from wsa.encode.models.registry import Request, for_games, parse_request
+from wsa.encode.models.registry import Request, for_games, libraries, parse_request
 from wsa.encode.registration.identity import request_of
 from wsa.store.backends.base import Backend
 from wsa.store.common import names, terminal
@@ -168,7 +168,14 @@ def _watch(o: EncodeOptions, asked: _Asked) -> NoReturn:
         asked.requests,
         asked.games,
         asked=o.models,
-        connect=partial(cluster.connect, o.worker.scheduler, o.workers, o.worker.device, o.slurm),
+        connect=partial(
+            cluster.connect,
+            o.worker.scheduler,
+            o.workers,
+            o.worker.device,
+            o.slurm,
+            imports=libraries(asked.requests),
+        ),
         device=o.worker.device,
         engine=o.embedding.engine,
         max_step_error=o.embedding.max_step_error,

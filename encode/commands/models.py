@@ -7,7 +7,6 @@ import dataclasses
 from wsa.encode.configs import ModelsOptions, weights_files
 from wsa.encode.models import screen
 from wsa.encode.models.registry import known_aliases, local_weights, parse_request
-from wsa.encode.registration.identity import request_of
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.objects.model_spec import describe, read_spec
@@ -18,6 +17,7 @@ def _check_model(o: ModelsOptions) -> int:
     """Run `wsa models check`, printing each result as it comes; return 4 if any check failed."""
     from wsa.encode.inference.encoder import choose_device
     from wsa.encode.registration.check import check
+    from wsa.encode.registration.identity import request_of
 
     if not o.name:
         raise UsageError("bad-option", "Say which model: wsa models check NAME.")

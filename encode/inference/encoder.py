@@ -99,7 +99,7 @@ class Encoder:
     """A frozen model, ready to embed frames.
 
     Args:
-        module: Network, as `wsa.encode.models.registry.build` returns it.
+        module: Network, as `wsa.encode.models.networks.build` returns it.
         preprocessing: How screens become the input.
         output: How to extract the embedding from the last features.
         basis: Reduction; None if the output has none.

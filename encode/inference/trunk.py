@@ -20,7 +20,7 @@ class Trunk(nn.Module):
     """A frozen network with its output, before any reduction.
 
     Args:
-        module: Network, as `wsa.encode.models.registry.build` returns it.
+        module: Network, as `wsa.encode.models.networks.build` returns it.
         output: How to extract the embedding from the last features.
     """
 

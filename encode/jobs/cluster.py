@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
@@ -78,6 +78,7 @@ def connect(
     jobs: SlurmOptions | None = None,
     threads: int = 0,
     option: str = "--scheduler",
+    imports: Sequence[str] = (),
 ) -> Iterator[tuple[Client, int]]:
     """Yield a Dask client, and the number of cores torch may use in a task (0: the worker's own).
 
@@ -92,6 +93,7 @@ def connect(
         threads: Number of tasks that a worker process started here runs at once; 0 for the number
             that suits encoding.
         option: Name of the option that gave the scheduler, for messages.
+        imports: Modules that tasks need, and that all worker processes of `local` share.
 
     Raises:
         UsageError: If the scheduler is unknown, is not an address, or has its own workers.
@@ -108,7 +110,7 @@ def connect(
         logging.getLogger(name).setLevel(logging.CRITICAL)  # Errors are raised here.
     if scheduler in ("inproc", "local"):
         with _running_client(
-            lambda stack: _start(scheduler, workers, device, threads, stack)
+            lambda stack: _start(scheduler, workers, device, threads, imports, stack)
         ) as client:
             if scheduler == "local":
                 _await_processes(client, models_at_once(scheduler, workers, device, SlurmOptions()))
@@ -194,7 +196,12 @@ def _running_client(start: Callable[[contextlib.ExitStack], Client]) -> Iterator
 
 
 def _start(
-    scheduler: str, workers: int, device: str, threads: int, stack: contextlib.ExitStack
+    scheduler: str,
+    workers: int,
+    device: str,
+    threads: int,
+    imports: Sequence[str],
+    stack: contextlib.ExitStack,
 ) -> Client:
     gpus = _gpus_for(device)
     threads = threads or (TASKS_A_GPU if gpus else THREADS_A_WORKER)
@@ -209,7 +216,7 @@ def _start(
         )
         return stack.enter_context(client)
     stack.enter_context(_dask_settings())
-    _preload_forkserver()
+    _preload_forkserver(imports)
     count = workers or gpus or cores()
     try:
         local = _Local(
@@ -260,16 +267,16 @@ def _keep_scaled(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitS
     stack.callback(loop.add_callback, again.stop)
 
 
-def _preload_forkserver() -> None:
+def _preload_forkserver(imports: Sequence[str]) -> None:
     """Start the process that workers are forked from, which imports their libraries once.
 
-    Importing torch and timm takes a core 7 s, which each worker would need, even one that replaces
-    a dead one. The process lives until this one ends. It keeps the environment that it started
+    Importing torch and timm takes a core seconds, which each worker would need, even one that
+    replaces a dead one. The process lives until this one ends. It keeps the environment that it started
     with, including variables that libraries read on import and those that are removed later.
     """
     if _METHOD != "forkserver":
         return
-    get_mp_context().set_forkserver_preload([tasks.__name__, "timm"])
+    get_mp_context().set_forkserver_preload([tasks.__name__, *imports])
     # Without this, the process of Python 3.11 imports modules from the current folder first.
     environment = {**WORKER_ENVIRONMENT, "PYTHONSAFEPATH": 1}
     added = {name: str(value) for name, value in environment.items() if name not in os.environ}

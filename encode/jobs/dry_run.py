@@ -25,7 +25,7 @@ from wsa.encode.jobs import tasks as job
 from wsa.encode.jobs.plan import make_plan
 from wsa.encode.jobs.scheduler import worker_died
 from wsa.encode.jobs.workers import TASKS_A_GPU, TASKS_A_THREAD, THREADS_A_WORKER
-from wsa.encode.models.registry import Request
+from wsa.encode.models.registry import Request, libraries
 from wsa.encode.registration import fit_reduction, register
 from wsa.encode.registration import identity as lookup
 from wsa.store.common.errors import WsaError
@@ -182,7 +182,8 @@ def measure_on_worker(
         StorageError: If the worker died.
     """
     asked = snapshot.backend.url, tuple(requests), tuple(games), device, engine, max_step_error
-    with cluster.connect(scheduler, int(scheduler == "local"), device) as (client, threads):
+    workers, imports = int(scheduler == "local"), libraries(requests)
+    with cluster.connect(scheduler, workers, device, imports=imports) as (client, threads):
         try:
             measurement: WorkerMeasurement = client.submit(_measure, *asked, threads).result()
         except KilledWorker as error:

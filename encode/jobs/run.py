@@ -21,7 +21,7 @@ from wsa.encode.jobs.scheduler import TRIES, Driver, scheduler_lost, worker_died
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.encode.jobs.tasks import Failed, TaskSettings
 from wsa.encode.jobs.workers import Workers
-from wsa.encode.models.registry import Request, for_games
+from wsa.encode.models.registry import Request, for_games, libraries
 from wsa.encode.registration.identity import find_model, unregistered_key
 from wsa.encode.registration.register import Registered
 from wsa.store.backends.base import Backend
@@ -82,7 +82,8 @@ def encode(
         listen(Planned(0, 0, 0))
         return EncodeReport(tuple(registered), (), (), plan.present, time.perf_counter() - started)
     require_writable(backend)
-    with cluster.connect(scheduler, workers, device, jobs) as (client, threads):
+    imports = libraries(requests)
+    with cluster.connect(scheduler, workers, device, jobs, imports=imports) as (client, threads):
         report = encode_on(
             Workers(client, device, listen, threads),
             snapshot,

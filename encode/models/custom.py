@@ -1,4 +1,4 @@
-"""Load a user's own model, named as `module:callable`.
+"""Find a user's own model, named as `module:callable`.
 
 The callable takes no arguments and returns a `UserModel`: a network and the input it expects.
 Importing a module runs its code, so wsa imports a module only if the user who started this process
@@ -12,14 +12,14 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from wsa.store.common import user_code
 from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects.model_spec import Geometry, Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,36 +104,6 @@ class MakesModel(Protocol):
         ...
 
 
-class UserNetwork(nn.Module):
-    """A user's module behind the interface of a timm model, which the rest of wsa expects.
-
-    Attributes:
-        preprocessing, window, licence: The values that the user declared.
-        num_prefix_tokens, cls_token: The attributes of the same name of a timm model.
-    """
-
-    def __init__(self, declared: UserModel) -> None:
-        super().__init__()
-        self.module = declared.module
-        self.preprocessing: Preprocessing = declared.input.preprocessing()
-        self.window: int = declared.window
-        self.licence = declared.licence
-        self.num_prefix_tokens = declared.prefix_tokens
-        self.cls_token = True if declared.prefix_tokens else None
-
-    def forward_features(self, pixels: Tensor) -> Any:
-        """Return the module's output."""
-        return self.module(pixels)
-
-    def forward_head(self, features: Tensor, pre_logits: bool = True) -> Tensor:
-        """Return features (B, D), or the mean (B, C) of a map or of patch tokens."""
-        if features.ndim == 4:
-            return features.mean(dim=(2, 3))
-        if features.ndim == 3:
-            return features[:, self.num_prefix_tokens :].mean(dim=1)
-        return features
-
-
 def is_name(text: str) -> bool:
     """Whether `text` is spelled `module:callable`."""
     return user_code.is_name(text) and not text.startswith("timm:")
@@ -154,7 +124,7 @@ def find(name: str) -> MakesModel:
     except WsaError:
         raise
     except Exception as error:
-        raise _raised(name, error) from error
+        raise raised(name, error) from error
     return make
 
 
@@ -178,53 +148,8 @@ def find_before_workers(names: Iterable[str], scheduler: str) -> None:
             find(name)
 
 
-def load(name: str) -> UserNetwork:
-    """Import a user's module, call its callable, and freeze the returned model.
-
-    Args:
-        name: `module:callable`, typed by the user of this process.
-
-    Raises:
-        MissingError: If this machine has no such module or callable.
-        ConflictError: If the callable raised, or returned anything but a valid `UserModel`.
-    """
-    make = find(name)
-    with user_code.current_folder():  # The callable may import more modules.
-        try:
-            declared = make()
-        except WsaError:
-            raise
-        except Exception as error:
-            raise _raised(name, error) from error
-    try:
-        network = UserNetwork(_checked(declared))
-    except (TypeError, ValueError) as error:
-        raise ConflictError(
-            "other-weights", f"{name}: {error}. See docs/howto/own-model.md."
-        ) from None
-    return network.eval().requires_grad_(False)
-
-
-def _checked(declared: Any) -> UserModel:
-    """Return a valid `UserModel`; raise TypeError or ValueError for anything else."""
-    if not isinstance(declared, UserModel):
-        raise TypeError(
-            f"it returned {type(declared).__name__}, not wsa.encode.models.custom.UserModel"
-        )
-    if not isinstance(declared.module, nn.Module):
-        raise TypeError(f"its module is {type(declared.module).__name__}, not torch.nn.Module")
-    if declared.window < 1 or declared.prefix_tokens < 0:
-        raise ValueError("window must be 1 or more, and prefix_tokens 0 or more")
-    if any(tensor.is_complex() for tensor in declared.module.state_dict().values()):
-        raise ValueError("its weights are complex")
-    if any(
-        tensor.device != torch.device("cpu") for tensor in declared.module.state_dict().values()
-    ):
-        raise ValueError("its weights must be on the CPU; wsa moves them where they run")
-    return declared
-
-
-def _raised(name: str, error: Exception) -> ConflictError:
+def raised(name: str, error: Exception) -> ConflictError:
+    """Return the error for a user's module or callable that raised one."""
     why = " ".join(str(error).split())[:300]
     return ConflictError(
         "other-weights",

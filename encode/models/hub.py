@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_FILES = ["model.safetensors", "open_clip_model.safetensors"]
+
 
 def find(timm_name: str) -> Path:
     """Return a model's file in the local Hugging Face cache; download it if it is not there.
@@ -34,11 +36,16 @@ def find(timm_name: str) -> Path:
     raise LookupError(f"{repo} has no safetensors file")
 
 
-def cached(timm_name: str) -> Path | None:
-    """Return a model's file in the local Hugging Face cache; None if it is not there."""
+def cached(timm_name: str, page: str = "") -> Path | None:
+    """Return a model's file in the local Hugging Face cache; None if it is not there.
+
+    Args:
+        timm_name: Name of the model.
+        page: Its repository on the hub if known; otherwise timm, which is slow to import, says.
+    """
     import huggingface_hub
 
-    repo, wanted = _page(timm_name)
+    repo, wanted = (page, _FILES) if page else _page(timm_name)
     for name in wanted if repo else ():
         file = huggingface_hub.try_to_load_from_cache(repo, name)
         if isinstance(file, str):
@@ -56,4 +63,4 @@ def _page(timm_name: str) -> tuple[str, list[str]]:
         repo = f"timm/{timm_name}"
     stated = (config.hf_hub_filename or "") if config else ""
     names = [stated] if stated.endswith(".safetensors") else []
-    return repo, [*names, "model.safetensors", "open_clip_model.safetensors"]
+    return repo, [*names, *_FILES]

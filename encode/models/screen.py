@@ -7,9 +7,12 @@ like any other, with a key, a probe and a plan, one model per game.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
-from wsa.encode.models.custom import Input, UserModel, UserNetwork
+from wsa.encode.models.custom import Input, UserModel
+
+if TYPE_CHECKING:
+    from wsa.encode.models.user_network import UserNetwork
 
 NAME = "wsa:screen"
 SOURCE = "fitted"
@@ -21,14 +24,10 @@ OUTPUTS = {"palette": "map+palette:5", "objects": "map+objects:9"}
 SEES = Input(210, 160, "grey", std=(1 / 255,), interpolation="area")
 
 
-class Screen(nn.Module):
-    """Identity on gray screens (B, 1, H, W) from 0 to 255."""
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return the screens unchanged."""
-        return pixels
-
-
 def build() -> UserNetwork:
-    """Return the network behind the interface of a timm model."""
-    return UserNetwork(UserModel(Screen(), SEES, licence=LICENCE)).eval()
+    """Return the identity on gray screens (B, 1, H, W) behind the interface of a timm model."""
+    from torch import nn
+
+    from wsa.encode.models.user_network import UserNetwork
+
+    return UserNetwork(UserModel(nn.Identity(), SEES, licence=LICENCE)).eval()

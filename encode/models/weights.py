@@ -22,7 +22,6 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
 _PREFIXES = ("module", "model", "backbone", "encoder", "student")
 # Entries that hold the tensors of a torch archive, which may also hold optimizers and counters.
 _WITHIN = ("state_dict", "model_state_dict", "model", "student", "module")

@@ -21,9 +21,9 @@ from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.engines import arithmetic
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.inference.trunk import Trunk
-from wsa.encode.models import registry, screen
-from wsa.encode.models.custom import UserNetwork
+from wsa.encode.models import networks, screen
 from wsa.encode.models.registry import Request
+from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import fit_reduction, probe_frames
 from wsa.encode.registration.engine_choice import Engines
 from wsa.encode.registration.identity import identify
@@ -60,7 +60,7 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
         ConflictError: If the weights are wrong, or the user's callable fails.
         UsageError: If the model lacks the output.
     """
-    module = registry.build(request)
+    module = networks.build(request)
     before = _tensors_digest(module)
     numbers = sum(tensor.numel() for tensor in module.state_dict().values())
     licence = module.licence if isinstance(module, UserNetwork) else request.licence
@@ -96,7 +96,7 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
     yield CheckResult(
         "weights untouched", after == before, f"{_short(before)}, then {_short(after)}"
     )
-    again = registry.build(request)
+    again = networks.build(request)
     yield CheckResult(
         "the same weights when built again",
         _tensors_digest(again) == before,

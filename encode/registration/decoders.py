@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import nn
 
-from wsa.encode.models.paper import load
+from wsa.encode.models.paper import catalog, load
 from wsa.encode.models.paper.segmentation import CODE, MASKS
 from wsa.encode.registration.identity import weights_digest
 from wsa.store.common.errors import ConflictError, UsageError
@@ -32,16 +32,16 @@ def require_code(spec: ModelSpec) -> None:
         UsageError: If it has no decoder, or stores something other than its code.
         ConflictError: If its weights are not wsa's own.
     """
-    if spec.timm_name != load.PREFIX + ALIAS:
+    if spec.timm_name != catalog.PREFIX + ALIAS:
         raise UsageError(
             "bad-option",
             f"--decode: {spec.key} has no decoder; only {ALIAS} has one. Leave it out.",
         )
-    if spec.shape != (CODE,) or spec.identity.output != load.NETWORKS[ALIAS][1]:
+    if spec.shape != (CODE,) or spec.identity.output != catalog.NETWORKS[ALIAS][1]:
         raise UsageError(
             "bad-option",
             f"--decode: the store has {spec.key} with --output {spec.identity.output}, and only "
-            f"its code (--output {load.NETWORKS[ALIAS][1]}, the default) can be decoded. Leave it "
+            f"its code (--output {catalog.NETWORKS[ALIAS][1]}, the default) can be decoded. Leave it "
             "out, or encode the code.",
         )
     find_decoder(spec.identity.weights)
@@ -61,7 +61,7 @@ def find_decoder(weights: str) -> nn.Module:
     """
     with torch.device("cpu"):  # The caller may be building a network on the meta device.
         for source in _SOURCES:
-            built = load.build(load.PREFIX + ALIAS, source)
+            built = load.build(catalog.PREFIX + ALIAS, source)
             if weights_digest(built) == weights:
                 decoder: nn.Module = built.get_submodule("module.decoder")
                 return decoder

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import msgspec
 from torch import nn
 
-from wsa.encode.models import registry
-from wsa.encode.models.custom import UserNetwork
-from wsa.encode.models.paper import load
+from wsa.encode.models import networks, registry
+from wsa.encode.models.paper import catalog
 from wsa.encode.models.registry import Request
+from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import fit_reduction
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
@@ -42,9 +42,9 @@ def find_model(snapshot: Snapshot, request: Request) -> ModelSpec | None:
     """
     specs = [read_spec(snapshot, key) for key in snapshot.models]
     matches = [spec for spec in specs if _matches(spec, request)]
-    from_wsa = request.source in ("package", "random") and load.is_paper_model(request.timm_name)
+    from_wsa = request.source in ("package", "random") and catalog.is_paper_model(request.timm_name)
     if matches and (from_wsa or request.recorded.startswith("file:") or request.recorded == "user"):
-        identity = identify(registry.build(request), request)
+        identity = identify(networks.build(request), request)
         matches = [spec for spec in matches if _without_game_basis(spec.identity) == identity]
     return _only_one(matches)
 

@@ -29,9 +29,9 @@ from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.fitted import FITTED
 from wsa.encode.inference.reduction import Projection, Reduction
 from wsa.encode.inference.segment_inputs import input_digests, read_segment_frames
-from wsa.encode.models import registry, screen
-from wsa.encode.models.custom import UserNetwork
+from wsa.encode.models import networks, screen
 from wsa.encode.models.registry import Request
+from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import engine_choice, fit_reduction, probe_frames
 from wsa.encode.registration.engine_choice import EngineChoice, Engines
 from wsa.encode.registration.identity import find_by_identity, identify, request_of, weights_digest
@@ -208,7 +208,7 @@ def open_model(
     request = request_of(spec, weights or {})
     if source and not (weights and spec.alias in weights):
         request = dataclasses.replace(request, source=source)
-    module = registry.build(request)
+    module = networks.build(request)
     digest = weights_digest(module)
     if digest != spec.identity.weights:
         raise ConflictError(
@@ -267,7 +267,7 @@ def measure_engines(
     """
     where = torch.device(device)
     engines.require("torch" if engine == "auto" else engine, where, request.precision)
-    module = registry.build(request)
+    module = networks.build(request)
     identity = identify(module, request)
     reduced = request.precision != "fp32"
     game_frames = engine_choice.game_inputs(snapshot, games, identity.window) if reduced else {}
@@ -280,7 +280,7 @@ def encoder_without_basis(request: Request, device: str) -> tuple[Encoder, int]:
     Raises:
         MissingError: If the weights are not found.
     """
-    module = registry.build(request)
+    module = networks.build(request)
     identity = identify(module, request)
     candidates = _engines(module, identity, request.alias, device)
     return candidates.encoder("torch", request.precision), identity.window

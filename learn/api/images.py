@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, choose_device
 from wsa.encode.inference.reduction import Projection
-from wsa.encode.models import registry, screen
-from wsa.encode.models.custom import UserNetwork
-from wsa.encode.models.paper import load
+from wsa.encode.models import networks, registry, screen
+from wsa.encode.models.paper import catalog
+from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import fit_reduction
 from wsa.encode.registration.identity import identify
 from wsa.store.common.errors import UsageError
@@ -55,7 +55,7 @@ def encoder(
         ConflictError: If the weights belong to another architecture.
     """
     fitted = model in screen.OUTPUTS
-    has_own_outputs = fitted or model.removesuffix(":random") in load.NETWORKS
+    has_own_outputs = fitted or model.removesuffix(":random") in catalog.NETWORKS
     output_name = output or ("" if has_own_outputs else "pooled")
     request = registry.parse_request(model, weights or {}, output_name, precision, geometry)
     if fitted:
@@ -72,7 +72,7 @@ def encoder(
             f"output {output_name!r} is fitted on frames of a store: encode it there, and open it with "
             "wsa.open(url).encoder(key).",
         )
-    module = registry.build(request)
+    module = networks.build(request)
     identity = identify(module, request)
     inner = Encoder(
         module, identity.preprocessing, parsed, None, precision, choose_device(device), engine

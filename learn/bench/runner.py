@@ -22,6 +22,9 @@ from wsa.store.objects.root import open_snapshot
 
 TRIES = 3  # Attempts at a run whose worker dies; each continues from the newest checkpoint.
 
+# Every run needs these; torch imports the second for its first optimizer, which takes seconds.
+_IMPORTS = ("wsa.learn.bench.run_cell", "torch._dynamo")
+
 # `wsa.encode.jobs.cluster.connect`, passed in because a learner does not import it.
 Connect = Callable[..., AbstractContextManager[tuple[Any, int]]]
 
@@ -139,7 +142,10 @@ def _run_on_workers(
         return
     scheduler, workers = o.worker.scheduler, o.worker.workers
     with (
-        connect(scheduler, workers, o.compute.device, o.slurm, threads=1) as (client, _),
+        connect(scheduler, workers, o.compute.device, o.slurm, threads=1, imports=_IMPORTS) as (
+            client,
+            _,
+        ),
         terminal.Progress("bench", "runs", len(left), shown=not o.json) as progress,
     ):
         pending = {client.submit(attempt_on_worker, cell, pure=False): (cell, 1) for cell in left}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wsa.encode.inference.encoder import Encoder, choose_device, stored
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.inference.segment_inputs import SegmentFrames, read_segment_frames
-from wsa.encode.models.paper import load
+from wsa.encode.models.paper import catalog, load
 from wsa.learn.probe.samples import Moments
 from wsa.store.objects.model_spec import ModelSpec, Preprocessing, parse_output
 from wsa.store.objects.snapshot import Snapshot
@@ -79,8 +79,8 @@ def _network(spec: ModelSpec) -> str:
 
     An alias may have several networks; this is the one with the same input as the model.
     """
-    alias = spec.timm_name.removeprefix(load.PREFIX)
-    if not load.is_paper_model(spec.timm_name) or alias not in load.NETWORKS:
+    alias = spec.timm_name.removeprefix(catalog.PREFIX)
+    if not catalog.is_paper_model(spec.timm_name) or alias not in catalog.NETWORKS:
         return ""
     for where in load.networks(alias):
         network = load.network(alias, where=where)

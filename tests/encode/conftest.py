@@ -30,10 +30,11 @@ from wsa.encode.inference.encoder import Encoder
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.dry_run import Estimate, estimate, measure_model
 from wsa.encode.jobs.run import EncodeReport, encode
-from wsa.encode.models import registry
-from wsa.encode.models.custom import Input, UserModel, UserNetwork
+from wsa.encode.models import networks, registry
+from wsa.encode.models.custom import Input, UserModel
 from wsa.encode.models.paper.base import Trainee, TrainingInput
 from wsa.encode.models.registry import Request
+from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import identity, probe_frames
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs.atari import protocol
@@ -96,7 +97,7 @@ class _Convolution(nn.Module):
 @pytest.fixture(scope="session")
 def small() -> Iterator[Callable[..., Request]]:
     """A request for a network of one random convolution: `small("a", "grid:2", window=4)`."""
-    build = registry.build
+    build = networks.build
 
     def ask(name: str = "a", output: str = "pooled", window: int = 1) -> Request:
         return Request(f"small_{name}_{window}", "test_resnet.r160_in1k", "random", output)
@@ -111,7 +112,7 @@ def small() -> Iterator[Callable[..., Request]]:
         return network.eval().requires_grad_(False)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "build", build_small)
+        patch.setattr(networks, "build", build_small)
         yield ask
 
 
@@ -120,7 +121,7 @@ def make_encoder() -> Callable[..., Encoder]:
     """Make an encoder without a store or a basis: `make_encoder(request)`."""
 
     def make(request: Request, **options: Any) -> Encoder:
-        module = registry.build(request)
+        module = networks.build(request)
         how = identity.identify(module, request).preprocessing
         return Encoder(module, how, parse_output(request.output), **options)
 

@@ -84,7 +84,7 @@ def test_dask_logs_no_error_of_its_own() -> None:
 def test_worker_processes_that_do_not_start_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "WAIT_FOR_PROCESSES_S", 0.1)
     monkeypatch.setattr(cluster, "_keep_scaled", lambda *_: None)
-    monkeypatch.setattr(cluster, "_preload_forkserver", lambda: None)  # It imports for seconds.
+    monkeypatch.setattr(cluster, "_preload_forkserver", lambda _: None)  # It imports for seconds.
     with (
         pytest.raises(StorageError, match="Of 1 worker processes here 0 started"),
         cluster.connect("local", 1, "cpu"),

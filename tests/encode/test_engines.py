@@ -24,7 +24,8 @@ from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.engines import make, require
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.inference.trunk import Trunk
-from wsa.encode.models.registry import Request, build, parse_request
+from wsa.encode.models.networks import build
+from wsa.encode.models.registry import Request, parse_request
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.model_spec import parse_output
 from wsa.store.objects.probe import step_error

@@ -16,7 +16,7 @@ from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.jobs.dry_run import Estimate
 from wsa.encode.jobs.run import EncodeReport
-from wsa.encode.models import registry
+from wsa.encode.models import networks
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import fit_reduction
 from wsa.encode.registration.identity import find_model
@@ -227,5 +227,5 @@ def test_the_output_cls_is_the_class_token_of_the_model(
     encoder = make_encoder(tiny("vit", "cls"))
     pixels = preprocess(torch.from_numpy(frames[:2]), encoder.preprocessing)
     with torch.inference_mode():
-        features = registry.build(tiny("vit", "cls")).forward_features(pixels)
+        features = networks.build(tiny("vit", "cls")).forward_features(pixels)
     np.testing.assert_allclose(encoder(frames[:2]), features[:, 0], rtol=1e-4, atol=1e-5)

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.inference.preprocess import preprocess
-from wsa.encode.models import registry
-from wsa.encode.models.registry import build, parse_request
+from wsa.encode.models import hub, networks, registry
+from wsa.encode.models.networks import build
+from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import identity
 from wsa.store.common.errors import ConflictError, MissingError, UsageError, WsaError
 
@@ -36,11 +37,15 @@ def save_weights(path: Path, name: str, drop: str = "-", **options: Any) -> Path
 
 
 @pytest.mark.parametrize("alias", registry.ALIASES)
-def test_every_alias_is_a_timm_model_with_weights_and_a_license(alias: str) -> None:
-    request = parse_request(alias, {})
+def test_every_alias_is_a_timm_model_with_weights_and_the_license_that_timm_states(
+    alias: str,
+) -> None:
+    request, published = parse_request(alias, {}), registry.ALIASES[alias]
     assert timm.is_model(request.architecture)
     assert request.timm_name in timm.list_pretrained()
-    assert request.licence in {"apache-2.0", "mit"}
+    config = timm.get_pretrained_cfg(request.timm_name)
+    assert config and request.licence == config.license == published.licence
+    assert hub._page(request.timm_name) == (published.page, hub._FILES)
     assert request.source == ("package" if alias in registry.PACKAGES else "hub")
 
 
@@ -49,8 +54,8 @@ def test_a_packaged_model_recognizes_frames_with_its_own_size_and_normalization(
     alias: str, side: int, frames: NDArray[Any]
 ) -> None:
     request = parse_request(alias, {}, "pooled")
-    classifier: Any = registry._create(request, None)
-    registry._load_package(classifier, request)
+    classifier: Any = networks._create(request, None)
+    networks._load_package(classifier, request)
     how = identity.identify(classifier, request).preprocessing
     assert (how.height, how.width, how.mean, how.std) == (side, side, (0.5,) * 3, (0.5,) * 3)
     # Row 0 is of Seaquest, 8 and 9 are of SpaceInvaders. All three models agree on these classes; a

@@ -23,10 +23,10 @@ from wsa.encode.jobs.plan import Item
 from wsa.encode.live import shrunk_frames
 from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 from wsa.encode.live.shrunk_frames import ShrunkFrames
-from wsa.encode.models import registry
+from wsa.encode.models import networks, registry
 from wsa.encode.models.paper import load
 from wsa.encode.models.paper.base import Trainee
-from wsa.encode.models.paper.load import NETWORKS, OTHER_NETWORKS
+from wsa.encode.models.paper.catalog import NETWORKS, OTHER_NETWORKS
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration import identity
 from wsa.encode.registration.register import open_model, register
@@ -226,7 +226,7 @@ def test_the_files_of_a_training_are_loaded(alias: str, half: bool, tmp_path: Pa
     file = tmp_path / f"{alias}.safetensors"
     request = parse_request(alias, {alias: str(file)})
     assert request.source == f"file:{file}"
-    built = registry.build(request)
+    built = networks.build(request)
     weights = trainee.frozen()[alias].state_dict()
     for name, tensor in built.module.state_dict().items():
         expected = weights[name]
@@ -244,7 +244,7 @@ def test_the_shipped_weights_match_their_manifest(alias: str) -> None:
     manifest = json.loads(file.with_name("manifest.json").read_text())["files"][alias]
     assert manifest["blake3"] == hashing.checksum(data) and manifest["bytes"] == len(data)
     assert registry.local_weights(request) == "wsa" and "Apache-2.0" in request.licence
-    built = registry.build(request).module
+    built = networks.build(request).module
     sees = msgspec.json.decode(msgspec.json.encode(built.sees.preprocessing()))
     assert manifest["window"] == built.window and manifest["sees"] == sees
     trained, untrained = built.state_dict(), load.network(alias).state_dict()
@@ -266,14 +266,14 @@ def test_a_weights_file_of_another_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "oke.safetensors").read_bytes()[:-9])
     for file in ("okk", "torn"):
         with pytest.raises(ConflictError, match="does not hold the weights of oke") as caught:
-            registry.build(parse_request("oke", {"oke": str(tmp_path / f"{file}.safetensors")}))
+            networks.build(parse_request("oke", {"oke": str(tmp_path / f"{file}.safetensors")}))
         assert caught.value.kind == "other-weights"
 
 
 def test_a_store_can_name_only_the_papers_networks() -> None:
     for name in ("wsa:os", "wsa:", "wsa:autoencoder:Autoencoder"):
         with pytest.raises(UsageError):
-            registry.build(Request("ae", name, "random", "map"))
+            networks.build(Request("ae", name, "random", "map"))
 
 
 def test_weights_of_a_later_version_are_another_model(

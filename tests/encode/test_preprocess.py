@@ -42,7 +42,7 @@ def squash(
 
 
 def preprocessing_of(alias: str, geometry: Geometry = "squash") -> Preprocessing:
-    config = timm.get_pretrained_cfg(ALIASES[alias])
+    config = timm.get_pretrained_cfg(ALIASES[alias].timm_name)
     assert config is not None
     _, height, width = config.input_size
     crop = config.crop_pct if geometry == "crop" else 1.0
@@ -96,7 +96,7 @@ def test_crop_equals_the_evaluation_transform_of_timm(
     alias: str, screens: list[NDArray[np.uint8]]
 ) -> None:
     how = preprocessing_of(alias, "crop")
-    config = timm.get_pretrained_cfg(ALIASES[alias])
+    config = timm.get_pretrained_cfg(ALIASES[alias].timm_name)
     assert config is not None
     transform: Any = create_transform(
         input_size=config.input_size,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from wsa.encode.inference import preprocess
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import stored
-from wsa.encode.models import registry
+from wsa.encode.models import networks
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration import identity, probe_frames, register
 from wsa.encode.registration.identity import find_model
@@ -102,7 +102,7 @@ def test_library_versions_are_recorded_but_not_part_of_the_key(
 
 
 def test_counters_of_batch_normalization_are_not_part_of_the_weights(tiny: Ask) -> None:
-    module = registry.build(tiny("resnet"))
+    module = networks.build(tiny("resnet"))
     before = identity.weights_digest(module)
     counters = [b for n, b in module.named_buffers() if n.endswith("num_batches_tracked")]
     for counter in counters:
@@ -158,7 +158,7 @@ def test_a_spec_describes_the_model(fitted: Fitted) -> None:
 def test_a_registered_model_is_found_without_building_it(
     fitted: Fitted, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "build", lambda request: pytest.fail("built"))
+    monkeypatch.setattr(networks, "build", lambda request: pytest.fail("built"))
     assert find_model(fitted.snapshot, fitted.request) == fitted.first.spec
     for other in (
         tiny("vit", "grid:2+pca:33"),
@@ -224,7 +224,7 @@ def test_changed_preprocessing_is_model_drift(
 def model_from_file(store: Backend, tmp_path: Path, tiny: Ask) -> tuple[Path, str]:
     """A weights file, and the key of the model that is registered from it."""
     file = tmp_path / "w.safetensors"
-    tensors = registry.build(tiny("resnet")).state_dict()
+    tensors = networks.build(tiny("resnet")).state_dict()
     safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, file)
     request = parse_request("timm:test_resnet", {"timm:test_resnet": str(file)}, "pooled")
     return file, register_in(store, request).spec.key

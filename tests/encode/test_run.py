@@ -18,7 +18,7 @@ from wsa.encode.jobs import tasks
 from wsa.encode.jobs.events import Event, ModelReady, Planned, SegmentDone
 from wsa.encode.jobs.plan import make_plan
 from wsa.encode.jobs.run import EncodeReport
-from wsa.encode.models import registry
+from wsa.encode.models import networks
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import identity, probe_frames
 from wsa.encode.registration.register import Registered
@@ -169,7 +169,7 @@ def test_nan_is_set_aside_with_its_segment_and_model_and_the_rest_is_done(
     encode_all: Encode,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    build = registry.build
+    build = networks.build
 
     def build_poisoned(request: Request) -> Any:
         """A model that gives NaN for frames brighter than the probe frames."""
@@ -183,7 +183,7 @@ def test_nan_is_set_aside_with_its_segment_and_model_and_the_rest_is_done(
     fill(store, [[0, 1]])
     bright, arrays = make_segment(1, [np.full((12, 10, 3), 255, np.uint8)])
     writer.commit_segment(store, bright, arrays)
-    monkeypatch.setattr(registry, "build", build_poisoned)
+    monkeypatch.setattr(networks, "build", build_poisoned)
     report = encode_all(store, small())
     (failed,) = report.failed
     assert type(failed.error) is ConflictError
@@ -207,7 +207,7 @@ def test_an_error_of_a_worker_is_raised_as_it_is(
         raise error
 
     fill(store, [[0]])
-    monkeypatch.setattr(registry, "build", fail)
+    monkeypatch.setattr(networks, "build", fail)
     with pytest.raises(type(error)) as caught:
         encode_all(store, small())
     assert (caught.value.kind, str(caught.value)) == (error.kind, "m")

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.jobs.run import encode
-from wsa.encode.models import registry
-from wsa.encode.models.custom import Input, is_name, load
+from wsa.encode.models import networks
+from wsa.encode.models.custom import Input, is_name
 from wsa.encode.models.registry import parse_request
+from wsa.encode.models.user_network import load
 from wsa.encode.registration import check
 from wsa.encode.registration.identity import find_model, identify, request_of
 from wsa.encode.registration.register import open_model, register
@@ -57,7 +58,7 @@ def test_a_module_is_imported_only_when_the_model_is_built() -> None:
     request = parse_request("user_nets:dense", {}, "pooled")
     assert "user_nets" not in sys.modules and request.licence
     before = list(sys.path)
-    registry.build(request)
+    networks.build(request)
     assert "user_nets" in sys.modules and sys.path == before
 
 
@@ -303,7 +304,7 @@ def test_a_network_with_an_unknown_layout_is_told_which_layouts_exist(
 
 def test_a_users_model_keeps_its_declared_geometry() -> None:
     request = parse_request("user_nets:dense", {}, "pooled", geometry="crop")
-    identity = identify(registry.build(request), request)
+    identity = identify(networks.build(request), request)
     assert identity.architecture == "user_nets:dense" and identity.window == 1
     assert identity.preprocessing.geometry == "squash"
 

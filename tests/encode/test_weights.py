@@ -12,7 +12,8 @@ import timm
 import torch
 
 from wsa.encode.models import registry
-from wsa.encode.models.registry import build, parse_request, typed_modules
+from wsa.encode.models.networks import build
+from wsa.encode.models.registry import parse_request, typed_modules
 from wsa.encode.models.weights import say_taken
 from wsa.encode.registration.identity import request_of
 from wsa.encode.registration.register import register
@@ -158,3 +159,9 @@ def test_a_model_may_have_its_own_output():
 def test_named_modules_are_found_by_the_alias_of_their_model():
     names = ["lab.nets:make", "mine=lab.nets:other@map", "vit", "timm:resnet18", "vit:random", ""]
     assert typed_modules(names) == {"lab_nets_make": "lab.nets:make", "mine": "lab.nets:other"}
+
+
+def test_only_models_of_timm_make_workers_import_it() -> None:
+    own = [parse_request(name, {}) for name in ("palette", "sr", "vos:random", "some.module:make")]
+    assert registry.libraries(own) == []
+    assert registry.libraries([*own, parse_request("lite0", {})]) == ["timm"]

@@ -15,7 +15,7 @@ import torch
 from zarr.abc.codec import BytesBytesCodec
 from zarr.registry import register_codec
 
-from wsa.encode.models import registry
+from wsa.encode.models import networks
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import register
 from wsa.learn.training import checkpoint
@@ -154,7 +154,7 @@ def test_a_spec_cannot_make_wsa_read_a_torch_archive(store, kit, plant, tmp_path
             register.open_model(take_snapshot(store), spec.key)
         assert refused.value.kind == "other-weights"
         with pytest.raises(WsaError):
-            registry.build(Request("evil", ARCHITECTURE, f"file:{file}"))
+            networks.build(Request("evil", ARCHITECTURE, f"file:{file}"))
         for path in kit.paths(store):
             if path != "wsa.json":
                 store.delete(path)
@@ -214,7 +214,7 @@ assert "torch" not in sys.modules and "distributed" not in sys.modules
 WORDS = ("pickle", "marshal", "yaml", "joblib", "dill", "__import__", "shell=True", "os.system")
 ALLOWED = {
     # An archive of a package: a pinned SHA-256, and tensors only.
-    "encode/models/registry.py": ['torch.load(files[0], map_location="cpu", weights_only=True)'],
+    "encode/models/networks.py": ['torch.load(files[0], map_location="cpu", weights_only=True)'],
     # Torch archives that the user names: tensors only.
     "encode/models/weights.py": ['torch.load(file, map_location="cpu", weights_only=True)'],
 }

@@ -9,7 +9,7 @@ import pytest
 
 from wsa import cli
 from wsa.encode.jobs import tasks
-from wsa.encode.models import registry
+from wsa.encode.models import networks
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import check, register
 from wsa.encode.registration import identity as lookup
@@ -71,7 +71,7 @@ def test_a_spec_imports_no_module(store, plant, canary, source, alias):
         lambda: register.open_model(snapshot, key),
         lambda: register.open_model(snapshot, key, weights={"other": NAME}),
         lambda: register.open_model(snapshot, key, source=again.source),
-        lambda: registry.build(again),
+        lambda: networks.build(again),
         lambda: register.register(snapshot, again, 0.1),
         lambda: list(check.check(again, "cpu")),
         lambda: tasks.cached_model(store.url, key, again.source, "cpu", "auto"),

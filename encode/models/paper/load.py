@@ -18,27 +18,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from wsa.encode.models.custom import UserModel, UserNetwork
+from wsa.encode.models.custom import UserModel
 from wsa.encode.models.paper.base import Frozen
+from wsa.encode.models.paper.catalog import NETWORKS, OTHER_NETWORKS, PREFIX, licence
+from wsa.encode.models.user_network import UserNetwork
 from wsa.store.common.errors import ConflictError, UsageError
-
-PREFIX = "wsa:"
-LICENCE = "Apache-2.0, trained by wsa"
-CONTEXT = "ae"  # Gives the context of the paper's fusion and is not itself fused.
-
-# Module and class of each network, and its default output.
-NETWORKS = {
-    "ae": ("autoencoder:ContextEncoder", "map"),
-    "sr": ("marginals:MarginalEncoder", "pooled"),
-    "oke": ("transporter:FeatureEncoder", "map"),
-    "okk": ("transporter:KeypointEncoder", "map"),
-    "vos": ("segmentation:ObjectMasks", "pooled"),
-}
-
-
-# Other networks under an alias, from earlier versions or for training. A file's tensors decide
-# which network is built.
-OTHER_NETWORKS = {"sr": ("stdim:StateEncoder",)}
 
 
 class PaperNetwork(UserNetwork):
@@ -48,11 +32,6 @@ class PaperNetwork(UserNetwork):
         """Decode codes (B, D) into maps (B, C, H, W); None for an encoder without a decoder."""
         masks = getattr(self.module, "masks", None)
         return None if masks is None else masks(features)
-
-
-def is_paper_model(timm_name: str) -> bool:
-    """Return whether the architecture of a request or spec is one of the paper's encoders."""
-    return timm_name.startswith(PREFIX)
 
 
 def network(alias: str, seed: int = 0, where: str = "") -> Frozen:
@@ -104,12 +83,6 @@ def build(timm_name: str, source: str, seed: int = 0, where: str = "") -> PaperN
         made = _build_from_file(alias, Path(source.removeprefix("file:")))
     declared = UserModel(made, made.sees, made.window, licence=licence(source))
     return PaperNetwork(declared).eval().requires_grad_(False)
-
-
-def licence(source: str) -> str:
-    """Return the license of the weights of one of the paper's encoders."""
-    stated = {"random": "none: random weights", "package": LICENCE}
-    return stated.get(source, "as stated by its trainer")
 
 
 def open_decoder(alias: str, file: Path | None = None) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from wsa.encode.configs import weights_files
-from wsa.encode.models.paper import load
+from wsa.encode.models.paper import catalog
 from wsa.encode.models.registry import (
     DEFAULT,
     Request,
@@ -127,7 +127,7 @@ def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str
     """
     if context == MEAN_CONTEXT:
         return list(keys), context
-    context_keys = [key for key in keys if names.key_alias(key) == load.CONTEXT]
+    context_keys = [key for key in keys if names.key_alias(key) == catalog.CONTEXT]
     chosen = context or (context_keys[0] if len(context_keys) == 1 else MEAN_CONTEXT)
     fused = [key for key in keys if key != chosen]
     if not fused:
