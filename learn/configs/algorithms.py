@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import msgspec
 
@@ -62,6 +62,8 @@ class AlgorithmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """`module:name` of the trainer: offline a `Learner`, online a function such as `train_ppo`."""
     NAME: ClassVar[str]
     """The algorithm's name in reports, and in the records of steps that a run's policy plays."""
+    OUTPUT: ClassVar[Literal["values", "logits"]] = "values"
+    """What the network gives for each action: its value, or the logit of a policy."""
 
     weight_entropy_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Coefficient of a loss that raises the entropy of the fusion's weights."""
@@ -113,6 +115,7 @@ class BCConfig(OfflineConfig, frozen=True, tag="bc"):
 
     LEARNER = "wsa.learn.offline.bc:BC"
     NAME = "bc"
+    OUTPUT = "logits"
 
 
 class DQNConfig(OfflineConfig, frozen=True, tag="dqn"):
@@ -183,6 +186,7 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
 
     LEARNER = "wsa.learn.online.ppo:train_ppo"
     NAME = "ppo"
+    OUTPUT = "logits"
 
     learning_rate: Annotated[float, POSITIVE] = 2.5e-4
     """Learning rate for Adam."""

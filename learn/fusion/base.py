@@ -69,7 +69,7 @@ class Fusion(nn.Module):
 
     Attributes:
         out_features: Length of the state vector.
-        weighs: Whether the fusion learns a weight for each model.
+        weighs: Whether the fusion learns a weight for each model; one that is alone has weight 1.
         conditioned: Whether the fusion uses a context.
         per_model: Names of the module lists that have one entry per model. All other modules work
             with any number of models. Without such a list, models cannot be added or removed.

@@ -33,6 +33,11 @@ def fusion_class(name: str, recorded_in: str = "") -> type[Fusion]:
     return built_in
 
 
+def weighing() -> list[str]:
+    """Return the names of the fusions that learn a weight for each model."""
+    return [name for name in FUSIONS if fusion_class(name).weighs]
+
+
 def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
     """Build a fusion, drawing its weights from torch's global generator.
 

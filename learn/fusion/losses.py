@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wsa.learn.fusion.build import fusion_class
+from wsa.learn.fusion.build import fusion_class, weighing
 from wsa.learn.training.dead_fusion import DEAD_ROWS
 from wsa.store.common.errors import UsageError
 
@@ -43,7 +43,7 @@ def check_weight_losses(config: Any, fusion: str) -> None:
         raise UsageError(
             "bad-option",
             "--weight-entropy-coef and --load-balance-coef are losses on a fusion's weights, and "
-            f"--fusion {fusion} learns none. Choose wsa, dpa, unshared or moe.",
+            f"--fusion {fusion} learns none. Choose from {', '.join(weighing())}.",
         )
 
 

@@ -44,7 +44,7 @@ class Learner(Protocol):
 
     Attributes:
         modules: The networks that a checkpoint holds, by name; one of them is `online`.
-        optimizer: Optimizer of the online network.
+        optimizer: Optimizer of everything that is trained; a checkpoint holds no other.
         judge: Validation scalar by which networks are compared; lower is better.
     """
 
@@ -236,14 +236,16 @@ class Validation:
     def __call__(self, learner: Learner) -> dict[str, float]:
         """Return a learner's validation scalars, without training it or drawing random numbers."""
         sums: dict[str, float] = {}
-        for module in learner.modules.values():
+        trained = [module for module in learner.modules.values() if module.training]
+        for module in trained:
             module.eval()
         with torch.no_grad():
             for at in range(0, len(self._rows), CHUNK):
                 rows = self._rows[at : at + CHUNK]
                 for key, value in learner.validate(self._batches.of(rows)).items():
                     sums[key] = sums.get(key, 0.0) + value.item() * len(rows) / len(self._rows)
-        learner.modules["online"].train()
+        for module in trained:
+            module.train()
         if "validation/max_q" in sums and len(self._returns):
             sums["validation/return"] = float(self._returns.mean())
             self._warn(sums["validation/max_q"])
@@ -258,5 +260,5 @@ class Validation:
                 f"states of held-out episodes are valued at {value:,.3g} on average, and "
                 f"no discounted return in them is above {self._returns.max():,.3g} (mean "
                 f"{self._returns.mean():,.3g}): values run away, as they do on fixed data. "
-                "Use --algo cql, a larger --cql-alpha, or --algo bc."
+                "Use --algo cql, with a larger --cql-alpha if you did, or --algo bc."
             )

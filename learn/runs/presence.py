@@ -69,7 +69,7 @@ def check_can_lose(config: RunConfig, option: str) -> None:
     elif len(config.models) == 1:
         why = f"{config.models[0]} is the run's only model"
     elif not fusion_class(fusion).per_model:
-        able = ", ".join(name for name in FUSIONS if _can_lose(name))
+        able = ", ".join(name for name in FUSIONS if can_lose(name))
         why = (
             f"with --fusion {fusion}, the length of the state vector depends on the models, so the head "
             f"needs all of them. Models can be left out with {able}"
@@ -79,7 +79,8 @@ def check_can_lose(config: RunConfig, option: str) -> None:
     raise UsageError("bad-option", f"{option}: {why}.")
 
 
-def _can_lose(fusion: str) -> bool:
+def can_lose(fusion: str) -> bool:
+    """Return whether a fusion still works without one of its models."""
     return fusion != "single" and bool(fusion_class(fusion).per_model)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from wsa.learn.collect import rewards
-from wsa.learn.configs.algorithms import DQNConfig
 from wsa.learn.data.transitions import moments
 from wsa.learn.envs import atari
 from wsa.learn.envs.atari import group_sizes
@@ -106,7 +105,7 @@ def train_stored(
     """
     snapshot, flat = open_data(config)
     assert flat is not None, "an offline run has data"
-    learns_values = isinstance(config.hyperparameters, DQNConfig)  # Cloning ignores rewards.
+    learns_values = config.hyperparameters.OUTPUT == "values"  # Cloning ignores rewards.
     if learns_values and not flat.rows["reward"][flat.steps].any():
         _log.warning(rewards.warning(config.game, len(flat.steps)))
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn.evaluation.attention_log import FILE
+from wsa.learn.fusion.build import weighing
 from wsa.store.common.errors import DamagedError, MissingError, UsageError
 
 REACH = 30  # Number of steps before and after a reward.
@@ -54,8 +55,8 @@ def read_log(folder: Path) -> Log:
     if not path.exists():
         raise MissingError(
             "no-run",
-            f"{folder} has no {FILE}. 'wsa eval {folder}' writes it, if the fusion gives models weights "
-            "(wsa, dpa, unshared or moe).",
+            f"{folder} has no {FILE}. 'wsa eval {folder}' writes it, if the fusion gives models weights: "
+            f"{', '.join(weighing())}.",
         )
     try:
         with np.load(path, allow_pickle=False) as found:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import command_kit
@@ -13,6 +16,7 @@ import pytest
 from wsa import cli
 from wsa.learn.configs.algorithms import OFFLINE, ONLINE, AnyOffline, AnyOnline
 from wsa.learn.configs.fusions import FUSIONS, PIXELS
+from wsa.learn.configs.learn import Training
 from wsa.learn.fusion.base import Fusion
 from wsa.learn.fusion.build import fusion_class
 from wsa.store.common.errors import UsageError
@@ -54,6 +58,18 @@ def test_tags_are_unique() -> None:
     for of in (OFFLINE, ONLINE):
         tags = Counter(config.__struct_config__.tag for config in of.values())
         assert set(tags.values()) == {1}
+
+
+def test_the_help_and_the_docs_name_every_algorithm_and_fusion() -> None:
+    root = Path(__file__).parents[2]
+    explained = (root / "docs/explain/wsa.md").read_text()
+    help_text = inspect.getsource(Training)
+    for name, online in ALGORITHMS:
+        assert f"`{name}`" in explained, name
+        listed = re.search(f"{'online' if online else 'Offline'} ([^;.]+)[;.]", help_text)
+        assert listed and name in listed[1].split(", "), name
+    for name in FUSIONS:
+        assert name == "wsa" or f"| `{name}` |" in explained, name
 
 
 @pytest.mark.parametrize("name", FUSIONS)

@@ -26,6 +26,7 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion import losses
 from wsa.learn.fusion.attention import WSA
 from wsa.learn.fusion.base import Inputs
+from wsa.learn.fusion.build import fusion_class
 from wsa.learn.offline import dqn, trainer
 from wsa.learn.offline.trainer import Trained
 from wsa.learn.training import checkpoint, loop
@@ -442,10 +443,10 @@ def test_a_loss_on_weights_needs_a_fusion_with_weights(fusion: str) -> None:
     losses.check_weight_losses(SMALL, fusion)
     for name in ("weight_entropy_coef", "load_balance_coef"):
         config = msgspec.structs.replace(SMALL, **{name: 0.1})
-        if fusion in ("wsa", "dpa", "unshared", "moe"):
+        if fusion_class(fusion).weighs:
             losses.check_weight_losses(config, fusion)
             continue
-        with pytest.raises(UsageError, match=f"--fusion {fusion} learns none. Choose wsa"):
+        with pytest.raises(UsageError, match=f"--fusion {fusion} learns none. Choose from wsa"):
             losses.check_weight_losses(config, fusion)
 
 

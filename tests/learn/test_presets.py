@@ -17,6 +17,7 @@ from wsa.learn.configs.learn import check_combination
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.configs.rl_presets import RL_PRESETS
 from wsa.learn.fusion.base import Inputs
+from wsa.learn.fusion.build import weighing
 from wsa.learn.networks.heads import ActorCritic, QNetwork
 from wsa.store.common.errors import UsageError
 
@@ -99,7 +100,7 @@ def test_heads_have_the_requested_activation() -> None:
     torch.testing.assert_close(policy.actor(state), last(second(first(state).tanh()).tanh()))
 
 
-@pytest.mark.parametrize("name", ["dpa", "unshared", "moe"])
+@pytest.mark.parametrize("name", [name for name in weighing() if name != "wsa"])
 def test_a_preset_keeps_the_softmax_of_other_attention(name: str) -> None:
     for found in (
         make_fusion_config(name, "paper"),

@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from wsa.learn.configs.fusions import make_fusion_config
+from wsa.learn.configs.fusions import FUSIONS, make_fusion_config
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.base import Inputs
+from wsa.learn.fusion.build import fusion_class
 from wsa.learn.networks.heads import ActorCritic, QNetwork
+from wsa.learn.runs.presence import can_lose
 from wsa.learn.runs.setup.warm_start import change_models, transfer
 from wsa.learn.training import checkpoint
 from wsa.store.common.errors import UsageError
 
 SHAPES = {"vit-1": (2, 5), "map-2": (2, 4, 4, 3), "clip-3": (1, 7), "dino-4": (2, 5)}
-OPEN = ["wsa", "dpa", "mean", "uniform", "unshared", "moe"]
+OPEN = [name for name in FUSIONS if can_lose(name)]
 CONTEXT = "clip-3"
-UNUSED = ("uniform", CONTEXT)
 
 
 def network(
@@ -69,8 +70,12 @@ def side_by_side(models: Sequence[str]) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "context"),
-    # Uniform weights use no context.
-    [(name, context) for name in OPEN for context in (None, CONTEXT) if (name, context) != UNUSED],
+    [
+        (name, context)
+        for name in OPEN
+        for context in (None, CONTEXT)
+        if context is None or fusion_class(name).conditioned
+    ],
 )
 @pytest.mark.parametrize("preset", ["default", "thesis", "paper"])
 def test_an_added_model_changes_nothing_while_it_is_masked(

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder
-from wsa.learn.configs.algorithms import BCConfig, PPOConfig
 from wsa.learn.runs.presence import Mask, check_can_lose
 from wsa.learn.study.scaling.stored_states import STATES, StoredStates
 from wsa.learn.study.scaling.subsets import shapley, subsets
@@ -120,7 +119,7 @@ def measure(
     states = StoredStates(run, most, device)
     config = run.config
     models = len(config.models)
-    logits = isinstance(config.hyperparameters, BCConfig | PPOConfig)
+    logits = config.hyperparameters.OUTPUT == "logits"
     kind, loss_of = ("KL", divergence) if logits else ("regret", regret)
     masks: list[Mask] = [(False,) * models, *subsets(models)]
     all_values = states.decide(masks[-1]).values

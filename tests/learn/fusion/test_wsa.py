@@ -17,7 +17,7 @@ from wsa.learn.configs.fusions import FUSIONS, PRESETS, FusionConfig, make_fusio
 from wsa.learn.configs.learn import MethodOptions
 from wsa.learn.fusion.attention import WSA
 from wsa.learn.fusion.base import Fusion, Inputs
-from wsa.learn.fusion.build import make_fusion
+from wsa.learn.fusion.build import make_fusion, weighing
 from wsa.learn.fusion.losses import entropy, imbalance
 from wsa.store.common.errors import UsageError
 
@@ -216,7 +216,7 @@ def step_down(fusion: Fusion, loss: Tensor) -> None:
                 parameter -= 0.02 * parameter.grad / total**0.5
 
 
-@pytest.mark.parametrize("name", ["wsa", "dpa", "unshared", "moe"])
+@pytest.mark.parametrize("name", weighing())
 def test_steps_on_the_losses_raise_the_entropy_and_even_out_the_use(name: str) -> None:
     fusion, _, inputs = make_wsa([5, 6, 7], None, 8, batch=16, name=name)
     before = entropy(fusion(inputs)[1])
