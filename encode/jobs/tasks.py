@@ -319,20 +319,24 @@ def as_failed(
     model = of if isinstance(of, str) else of.model
     if isinstance(of, Item):
         of = f"{model} on {of.meta.game} segment {of.meta.segment}"
+    if isinstance(error, WsaError):
+        return Failed(model, error, worker, host, unfit)
     if isinstance(error, ImportError):
-        error = MissingError("no-library", f"{error}. Install it there: pip install wsa[cpu,lite].")
+        known: WsaError = MissingError(
+            "no-library", f"{error}. Install it there: pip install wsa[cpu,lite]."
+        )
     elif isinstance(error, MemoryError) or "out of memory" in str(error):
-        error = StorageError(
+        known = StorageError(
             "no-memory",
             f"{of} ran out of memory on {host}. Use fewer --workers, or machines with more.",
         )
-    elif not isinstance(error, WsaError):
+    else:
         message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        error = ConflictError(
+        known = ConflictError(
             "model-failed",
             f"{of} failed on {host} ({message}). Try it alone with --scheduler inproc.",
         )
-    return Failed(model, error, worker, host, unfit)
+    return Failed(model, known, worker, host, unfit)
 
 
 def _this_worker() -> tuple[str, str]:
