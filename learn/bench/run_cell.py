@@ -21,6 +21,7 @@ from wsa.learn.runs.folder import match_existing
 from wsa.learn.runs.setup.configure import configure
 from wsa.learn.runs.setup.models import weights_of
 from wsa.learn.runs.train import launch
+from wsa.learn.training import interrupt
 from wsa.learn.training.loop import OnLine
 from wsa.store.common import atomic_files, hashing, terminal, user_code
 from wsa.store.common.errors import WsaError
@@ -32,6 +33,10 @@ ERROR = "error.txt"
 # Runs draw from torch's global generator, so a process has one run at a time, even if a user's Dask
 # worker has several threads.
 _one_at_a_time = threading.RLock()
+
+# The bench whose run trains in this Dask worker, and those that were stopped.
+_running = ""
+_stopped: set[str] = set()
 
 Tell = Callable[[str, int, int], None]
 
@@ -101,10 +106,31 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
     return None
 
 
-def attempt_on_worker(cell: Cell) -> Failure | None:
-    """`attempt` in a Dask worker, which would print warnings unmarked, and no other remarks."""
+def attempt_on_worker(cell: Cell, bench: str) -> Failure | None:
+    """`attempt` in a Dask worker, which would print warnings unmarked, and no other remarks.
+
+    Args:
+        cell: The run.
+        bench: Identifies the process that started the run, for `stop_on_worker`.
+    """
+    global _running
     with _one_at_a_time, terminal.show_log():
-        return attempt(cell)
+        if bench in _stopped:
+            return None
+        _running = bench
+        try:
+            return attempt(cell)
+        except KeyboardInterrupt:  # The checkpoint is saved, and the bench has ended.
+            return None
+        finally:
+            _running = ""
+
+
+def stop_on_worker(bench: str) -> None:
+    """Stop a bench's run in this Dask worker after saving a checkpoint, and start no other."""
+    _stopped.add(bench)
+    if _running == bench:
+        interrupt.ask_to_stop()
 
 
 def _train(cell: Cell, on_line: OnLine) -> None:

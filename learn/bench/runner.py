@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -13,13 +15,21 @@ from wsa.encode.models import custom
 from wsa.learn.bench import grid
 from wsa.learn.bench import report as bench_report
 from wsa.learn.bench.grid import Cell
-from wsa.learn.bench.run_cell import Failure, attempt, attempt_on_worker, expected, say_failed
+from wsa.learn.bench.run_cell import (
+    Failure,
+    attempt,
+    attempt_on_worker,
+    expected,
+    say_failed,
+    stop_on_worker,
+)
 from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.runs.setup.models import weights_of
 from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError
 from wsa.store.objects.root import open_snapshot
 
+SAVE_S = 60  # Time for runs to save a checkpoint when a bench is interrupted.
 TRIES = 3  # Attempts at a run whose worker dies; each continues from the newest checkpoint.
 
 # Every run needs these; torch imports the second for its first optimizer, which takes seconds.
@@ -148,25 +158,41 @@ def _run_on_workers(
         ),
         terminal.Progress("bench", "runs", len(left), shown=not o.json) as progress,
     ):
-        pending = {client.submit(attempt_on_worker, cell, pure=False): (cell, 1) for cell in left}
+        bench = uuid.uuid4().hex
+        pending = {
+            client.submit(attempt_on_worker, cell, bench, pure=False): (cell, 1) for cell in left
+        }
         completed = as_completed(pending, loop=client.loop)
         done = 0
-        for future in completed:
-            cell, tries = pending.pop(future)
-            try:
-                failure = future.result()
-            except KilledWorker as error:
-                if tries < TRIES:
-                    again = client.submit(attempt_on_worker, cell, pure=False)
-                    pending[again] = cell, tries + 1
-                    completed.add(again)
-                    continue
-                failure = _died(cell, error)
-            except Exception as error:  # noqa: BLE001  Dask's own: e.g. a worker without wsa.
-                failure = _lost(cell, error)
-            done += 1
-            progress.update(done)
-            yield failure
+        try:
+            for future in completed:
+                cell, tries = pending.pop(future)
+                try:
+                    failure = future.result()
+                except KilledWorker as error:
+                    if tries < TRIES:
+                        again = client.submit(attempt_on_worker, cell, bench, pure=False)
+                        pending[again] = cell, tries + 1
+                        completed.add(again)
+                        continue
+                    failure = _died(cell, error)
+                except Exception as error:  # noqa: BLE001  Dask's own: e.g. a worker without wsa.
+                    failure = _lost(cell, error)
+                done += 1
+                progress.update(done)
+                yield failure
+        finally:
+            if pending:
+                _save_runs(client, bench, list(pending))
+
+
+def _save_runs(client: Any, bench: str, futures: list[Any]) -> None:
+    """Have workers save and end their runs before they are closed."""
+    terminal.say("saving the runs in progress; Ctrl-C again ends at once")
+    with contextlib.suppress(OSError, TimeoutError):  # The workers are gone, or busy with games.
+        client.run(stop_on_worker, bench)
+        for _ in as_completed(futures, loop=client.loop, timeout=SAVE_S):
+            pass
 
 
 def _died(cell: Cell, error: KilledWorker) -> Failure:

@@ -8,6 +8,14 @@ from typing import Any, Self
 
 from wsa.store.common.errors import Terminated
 
+_active: set[StopRequest] = set()
+
+
+def ask_to_stop() -> None:
+    """Ask all training in this process to stop, as SIGTERM does, from any thread."""
+    for request in tuple(_active):
+        request.asked = request.asked or Terminated()
+
 
 class StopRequest:
     """Turns Ctrl-C and SIGTERM into a request to stop after the step; a second one stops at once.
@@ -23,12 +31,14 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
+        _active.add(self)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _active.discard(self)
         for number, handler in self._before.items():
             # None: the handler was not installed from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from wsa.encode.jobs.cluster import connect
 from wsa.learn.bench import grid, run_cell, runner
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.configs.bench import BenchOptions
+from wsa.learn.training import interrupt
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -134,7 +137,7 @@ def test_a_run_whose_worker_dies_is_tried_three_times(monkeypatch: pytest.Monkey
     tries: Counter[str] = Counter()
     monkeypatch.setattr(runner, "tries", tries, raising=False)
 
-    def attempt(cell: grid.Cell) -> Failure | None:
+    def attempt(cell: grid.Cell, bench: str) -> Failure | None:
         fusion = cell.request.fusion
         runner.tries[fusion] += 1  # type: ignore[attr-defined]
         if runner.tries[fusion] <= deaths.get(fusion, 0):  # type: ignore[attr-defined]
@@ -149,17 +152,41 @@ def test_a_run_whose_worker_dies_is_tried_three_times(monkeypatch: pytest.Monkey
     o = options(json=True, device="cpu")
     connections: list[dict[str, Any]] = []
 
-    def connect_inproc(*_: Any, **settings: Any) -> Any:
+    def connect_and_note(*_: Any, **settings: Any) -> Any:
         connections.append(settings)
-        return connect("inproc", 0, "cpu")
+        return connect_inproc(**settings)
 
-    failures = [f for f in runner._run_on_workers(o, cells, connect_inproc) if f]
+    failures = [f for f in runner._run_on_workers(o, cells, connect_and_note) if f]
     assert tries == {"wsa": 1, "mean": 3, "uniform": 3, "lin": 1, "fix": 1}
     assert {f.cell.split(", ")[1]: (f.kind, f.exit_code) for f in failures} == {
         "lin": ("unavailable", 6), "fix": ("no-memory", 6), "uniform": ("worker-died", 6),
     }  # fmt: skip
-    assert connections == [{"threads": 1}]
-    assert list(runner._run_on_workers(o, [], connect_inproc)) == [] and len(connections) == 1
+    assert connections == [{"threads": 1, "imports": runner._IMPORTS}]
+    assert list(runner._run_on_workers(o, [], connect_and_note)) == [] and len(connections) == 1
+
+
+def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved: list[str] = []
+
+    def attempt(cell: grid.Cell) -> None:
+        with interrupt.StopRequest() as stop:
+            _thread.interrupt_main()
+            while not stop.asked:
+                time.sleep(0.01)
+        saved.append(cell.request.fusion)
+        raise stop.asked
+
+    monkeypatch.setattr(run_cell, "attempt", attempt)
+    cells = plan(fusions=("wsa", "mean", "lin"), models=("vit",))
+    with pytest.raises(KeyboardInterrupt):
+        list(runner._run_on_workers(options(json=True, device="cpu"), cells, connect_inproc))
+    assert len(saved) == 1 and "saving the runs in progress" in capsys.readouterr().err
+
+
+def connect_inproc(*_: Any, **settings: Any) -> Any:
+    return connect("inproc", 0, "cpu", threads=settings["threads"])
 
 
 def test_a_worker_prints_the_remarks_of_a_run(
@@ -170,5 +197,5 @@ def test_a_worker_prints_the_remarks_of_a_run(
         logging.getLogger("wsa.learn").info("extended")
 
     monkeypatch.setattr(run_cell, "attempt", attempt)
-    assert run_cell.attempt_on_worker(plan(models=("vit",))[0]) is None
+    assert run_cell.attempt_on_worker(plan(models=("vit",))[0], "bench") is None
     assert capsys.readouterr().err == "warning: no reward\nextended\n"
