@@ -232,7 +232,8 @@ def _execute(verb: str, rest: list[str]) -> int:
         return _fail(verb, str(error), error.exit_code)
     except KeyboardInterrupt as stop:
         how = "terminated" if isinstance(stop, Terminated) else "interrupted"
-        why = f"{how}. Nothing committed is lost; the same command continues."
+        command = f"'{stop}'" if stop.args else "the same command"
+        why = f"{how}. Nothing committed is lost; {command} continues."
         return _fail(verb, why, getattr(stop, "exit_code", INTERRUPTED))
     except OSError as error:  # A file outside the store: of a run, a cache, or a video.
         where = f"{error.filename}: " if error.filename else ""

@@ -82,7 +82,7 @@ class EngineChoice:
 
     def __str__(self) -> str:
         if not self.network:
-            return f"no network, {self.rate:.3g} frames/s"
+            return f"no network, {_frames(self.rate)}"
         return f"{self.engine}, {_measured(self.rate, self.error)}"
 
     @property
@@ -101,8 +101,12 @@ class EngineChoice:
         return "; ".join(map(str, (self, *self.left_out)))
 
 
+def _frames(rate: float) -> str:
+    return f"{rate:,.0f} frames/s" if rate >= 100 else f"{rate:.3g} frames/s"
+
+
 def _measured(rate: float, error: float) -> str:
-    return f"{rate:.3g} frames/s, step error {error:.2g}"
+    return f"{_frames(rate)}, step error {error:.2g}"
 
 
 class Engines:

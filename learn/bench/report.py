@@ -262,7 +262,11 @@ def _section(
     if bars:
         drawing = figures.intervals(bars, "IQM of human-normalized scores", line=0.0)
         parts.append(
-            Figure("All games", drawing, "0 is the random policy's score, 1 the human tester's.")
+            Figure(
+                "All games",
+                drawing,
+                "0 is the published score of a random policy, 1 that of a human tester.",
+            )
         )
     for game, curves in drawn.items():
         strong = [line for line in plot.lines(curves) if not line.pale]
@@ -281,7 +285,7 @@ def _section(
             "Human-normalized",
             ["method", *games, "IQM", "games x seeds", "parameters"],
             normalised,
-            "0 is the random policy's score, 1 the human tester's. IQM: interquartile mean over games x "
+            "0 is the published score of a random policy, 1 that of a human tester. IQM: interquartile mean over games x "
             "seeds, with 95 % stratified bootstrap interval. Parameters: number of trainable parameters "
             "of the largest network, including its head.",
         ),

@@ -113,7 +113,7 @@ def _run_inproc(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator
     """Run one after the other, in this process."""
     for number, cell in enumerate(left, 1):
         terminal.say(f"{number} of {len(left)}: {cell}")
-        with _Bars(not o.json) as bars:
+        with _Bars("steps" if o.online else "updates", not o.json) as bars:
             failure = attempt(cell, bars.tell)
         yield failure
 
@@ -121,8 +121,8 @@ def _run_inproc(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator
 class _Bars:
     """Shows the progress of a run, one bar at a time."""
 
-    def __init__(self, shown: bool) -> None:
-        self._shown = shown
+    def __init__(self, unit: str, shown: bool) -> None:
+        self._unit, self._shown = unit, shown
         self._what = ""
         self._bar: terminal.Progress | None = None
         self._open = ExitStack()
@@ -130,7 +130,7 @@ class _Bars:
     def tell(self, what: str, done: int, total: int) -> None:
         if self._bar is None or what != self._what:
             self._open.close()
-            unit = {"learn": "steps", "eval": "games"}[what]
+            unit = {"learn": self._unit, "eval": "games"}[what]
             self._bar = self._open.enter_context(
                 terminal.Progress(what, unit, total, shown=self._shown)
             )

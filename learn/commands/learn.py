@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
         _log.info(f"trained so far: {int(saved[-1].stem):,} of {config.last_step:,} {config.unit}")
     newest: dict[str, float] = {}
     with (
+        _naming(folder) if not o.output.run_dir else contextlib.nullcontext(),
         tracked(folder, config, o.output.wandb_project_name, o.output.wandb_entity)
         if o.output.track
         else contextlib.nullcontext(),
@@ -91,6 +93,16 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     _log.info(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
     counted = count_parameters(trained.network).named()
     return {"run": str(folder), **trained.summary(), **counted, **_newest_metrics(newest)}
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Have an interrupt say how to continue a run whose folder the user did not name."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = (f"wsa learn --resume {shlex.quote(str(folder))}",)
+        raise
 
 
 def _newest_metrics(scalars: dict[str, float]) -> dict[str, dict[str, float]]:

@@ -107,7 +107,7 @@ def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
         f"{bench.episodes} full games per run (epsilon {bench.final_games.epsilon:g}, environments seeded from "
         f"{bench.final_games.eval_seed}); raw returns. A random policy plays under the same protocol and "
         "seeds. A run is no better than random if Welch's 95 % interval of the difference reaches 0. "
-        "Human-normalized: 0 is the random policy's score, 1 the human tester's. IQM: interquartile "
+        "Human-normalized: 0 is the published score of a random policy, 1 that of a human tester. IQM: interquartile "
         "mean over games x seeds with 95 % stratified bootstrap interval. P: probability that a run of "
         f"{REFERENCE} has a higher raw return than a run of the method on a game drawn at random "
         "(Mann-Whitney), with 95 % bootstrap interval. All after Agarwal et al., 2021 (arXiv 2108.13264). "
@@ -267,7 +267,7 @@ def _figures(
         yield Figure(
             "Interquartile mean over games and seeds",
             figures.intervals(bars, "human-normalized score", line=0.0),
-            f"{paper} 0 is the random policy's score.",
+            f"{paper} 0 is the published score of a random policy.",
         )
     counted = [
         (float(o.parameters), bar)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from command_kit import ALIAS, LEARN, OTHER_ALIAS, OTHER_MODEL, read_config, read_csv
 
+from wsa.learn.runs import train
+
 UPDATES = (*LEARN, "--updates", 4)
 
 
@@ -109,3 +111,14 @@ def test_impossible_options_are_refused_in_one_line(filled, unchanged, options, 
     with unchanged():
         outcome = filled(*UPDATES, *options.split(), "--run-dir", "new")
     assert outcome.code == 2 and message in outcome.error, outcome.err
+
+
+def test_an_interrupted_run_without_a_named_folder_says_how_to_continue(filled, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "launch", interrupt)
+    outcome = filled(*UPDATES)
+    assert outcome.code == 130
+    assert "interrupted. Nothing committed is lost; 'wsa learn --resume runs/" in outcome.error
+    assert "the same command continues" in filled(*UPDATES, "--run-dir", "named").error

@@ -282,7 +282,7 @@ def test_a_check_reports_the_chosen_engine_and_why_not_the_others(
     every_engine: None, whole_strip: None
 ) -> None:
     report = check_one("user_nets:dense", "engines").found
-    measured = r"[\d.e+]+ frames/s, step error [\d.e-]+"
+    measured = r"[\d,.]+ frames/s, step error [\d.e-]+"
     first, second, third = report.split("; ")
     assert re.fullmatch(rf"(torch|openvino), {measured}", first)
     assert re.fullmatch(rf"not (torch|openvino) \({measured}\): it is slower", second)
