@@ -67,12 +67,25 @@ def save(
     path = folder / f"{name or f'{step:09d}'}.safetensors"
     for leftover in (*folder.glob(".[0-9]*.safetensors.*"), *folder.glob(f".{BEST}.safetensors.*")):
         leftover.unlink(missing_ok=True)
-    atomic_files.replace(path, safetensors.torch.save(tensors, metadata))
+    atomic_files.replace(path, _sorted(safetensors.torch.save(tensors, metadata)))
     if not name:  # Keep the previous one, in case this one is damaged.
         others = [other for other in all_of(folder) if other != path]
         for old in others[: max(0, len(others) + 1 - KEPT)]:
             old.unlink(missing_ok=True)
     return path
+
+
+def _sorted(file: bytes) -> bytes:
+    """Sort the metadata of a safetensors file, so that equal states give equal files.
+
+    safetensors writes them in an order that differs from call to call.
+    """
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # The format aligns the tensors at 8 bytes.
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(file)[8 + size :]))
 
 
 def latest(folder: Path) -> Path:

@@ -348,3 +348,17 @@ def test_the_command_imports_no_library_of_models(breakout: Snapshot, tmp_path: 
     status, *loaded = ended.stdout.splitlines()[-1].split()
     assert status == "0" and (tmp_path / "run/checkpoints/000000003.safetensors").exists()
     assert set(loaded) & {"beartype", "timm", "torchvision", "distributed"} == set()
+
+
+def test_equal_states_give_equal_files(tmp_path: Path) -> None:
+    """safetensors writes the metadata of a file in another order each time."""
+    network = torch.nn.Linear(3, 2)
+    torch.manual_seed(0)
+    files = set()
+    for _ in range(10):
+        path = checkpoint.save(tmp_path, 7, {"online": network}, None, {"name": "é", "draws": 1})
+        files.add(path.read_bytes())
+    (file,) = files
+    assert checkpoint.read(path)[1]["step"] == "7"
+    header = int.from_bytes(file[:8], "little")
+    assert header % 8 == 0
