@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import dask_jobqueue  # noqa: F401  Its defaults must be there before a test sets others.
 import pytest
 from dask import config
 
 from wsa.encode.jobs import cluster
 from wsa.encode.jobs.run import encode
-from wsa.encode.jobs.slurm import JobKeeper, SlurmOptions, start
+from wsa.encode.jobs.slurm import JobKeeper, SlurmOptions, keep_ctrl_c, start
 from wsa.encode.models.registry import Request
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.maintenance.verify import verify
+
+with keep_ctrl_c():
+    import_module("dask_jobqueue")  # Its defaults must be there before a test sets others.
 
 Ask = Callable[..., Request]
 Fill = Callable[..., list[SegmentMeta]]
@@ -268,6 +272,17 @@ def test_logs_of_jobs_go_to_the_cache_unless_a_folder_is_given(
         script = cluster.job_script(SlurmOptions(slurm_extra=extra))
     assert (f"#SBATCH --output='{tmp_path}/my cache/slurm/%j.out'\n" in script) == kept
     assert script.count("/%j") == int(kept or bool(extra))
+
+
+def test_ctrl_c_still_interrupts_after_dask_jobqueue_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("dask_jobqueue")]:
+        monkeypatch.delitem(sys.modules, name)
+    before = signal.getsignal(signal.SIGINT)
+    with keep_ctrl_c():
+        import_module("dask_jobqueue")
+    assert "dask_jobqueue.runner" in sys.modules and signal.getsignal(signal.SIGINT) is before
 
 
 def test_settings_of_dask_jobqueue_apply_to_every_job() -> None:
