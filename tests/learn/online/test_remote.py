@@ -65,7 +65,7 @@ def test_a_wrong_or_silent_address_is_an_error(
     def refuse(*_: Any, **__: Any) -> Any:
         raise OSError("refused")
 
-    monkeypatch.setattr("wsa.encode.jobs.cluster.Client", refuse)
+    monkeypatch.setattr("wsa.encode.jobs.cluster._Client", refuse)
     for address, kind, message in (
         ("gpu-box", UsageError, "is no address"),
         ("tcp://127.0.0.1:1", StorageError, "No Dask scheduler answers"),
