@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import logging
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -169,6 +170,7 @@ def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's `&` ignores it.
 
     def attempt(cell: grid.Cell) -> None:
         with interrupt.StopRequest() as stop:
@@ -180,8 +182,11 @@ def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(
 
     monkeypatch.setattr(run_cell, "attempt", attempt)
     cells = plan(fusions=("wsa", "mean", "lin"), models=("vit",))
-    with pytest.raises(KeyboardInterrupt):
-        list(runner._run_on_workers(options(json=True, device="cpu"), cells, connect_inproc))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(runner._run_on_workers(options(json=True, device="cpu"), cells, connect_inproc))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(saved) == 1 and "saving the runs in progress" in capsys.readouterr().err
 
 
