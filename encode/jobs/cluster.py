@@ -271,8 +271,8 @@ def _preload_forkserver(imports: Sequence[str]) -> None:
     """Start the process that workers are forked from, which imports their libraries once.
 
     Importing torch and timm takes a core seconds, which each worker would need, even one that
-    replaces a dead one. The process lives until this one ends. It keeps the environment that it started
-    with, including variables that libraries read on import and those that are removed later.
+    replaces a dead one. The process lives until this one ends. It keeps the environment that it
+    started with, including variables that libraries read on import and those that are removed later.
     """
     if _METHOD != "forkserver":
         return

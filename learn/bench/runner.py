@@ -189,7 +189,8 @@ def _run_on_workers(
 def _save_runs(client: Any, bench: str, futures: list[Any]) -> None:
     """Have workers save and end their runs before they are closed."""
     terminal.say("saving the runs in progress; Ctrl-C again ends at once")
-    with contextlib.suppress(OSError, TimeoutError):  # The workers are gone, or busy with games.
+    # Dask raises many kinds if workers are gone or busy; report what ended the bench instead.
+    with contextlib.suppress(Exception):
         client.run(stop_on_worker, bench)
         for _ in as_completed(futures, loop=client.loop, timeout=SAVE_S):
             pass

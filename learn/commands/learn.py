@@ -97,11 +97,17 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """Have an interrupt say how to continue a run whose folder the user did not name."""
+    """Have an interrupt say how to continue a run whose folder the user did not name.
+
+    Before the run has a configuration, there is nothing to continue.
+    """
+    from wsa.learn.runs.config import FILE
+
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.args = (f"wsa learn --resume {shlex.quote(str(folder))}",)
+        if (folder / FILE).exists():
+            stop.args = (f"wsa learn --resume {shlex.quote(str(folder))}",)
         raise
 
 

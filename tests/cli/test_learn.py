@@ -114,10 +114,17 @@ def test_impossible_options_are_refused_in_one_line(filled, unchanged, options, 
 
 
 def test_an_interrupted_run_without_a_named_folder_says_how_to_continue(filled, monkeypatch):
-    def interrupt(*_, **__):
+    begun = False
+
+    def interrupt(folder, *_, **__):
+        if begun:
+            folder.mkdir(parents=True)
+            (folder / "config.json").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "launch", interrupt)
+    assert "the same command continues" in filled(*UPDATES).error
+    begun = True
     outcome = filled(*UPDATES)
     assert outcome.code == 130
     assert "interrupted. Nothing committed is lost; 'wsa learn --resume runs/" in outcome.error
