@@ -223,7 +223,7 @@ def open_model(
     candidates.set_basis(_stored_reduction(snapshot, key, spec.identity))
     if request.engine(engine) != engine:
         engine = request.engine(engine)
-        _log.info("%s: no network to run", key)
+        _log.info("%s: has no network, so no engine is chosen", key)
     elif engine == "auto":
         engine = _main_engine(snapshot, key, device, precision)
         if engine:

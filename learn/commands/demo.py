@@ -99,7 +99,7 @@ def _summary(
     random_mean, random_spread = mean_return(evaluation.random)
     rows = [
         ("steps", game.steps, f"{game.emulator_frames:,} emulator frames, {game.episodes} games"),
-        ("distinct frames", game.frames, f"in {game.segments} segments"),
+        ("frames", game.frames, f"stored, each once per segment; {game.segments} segments"),
         ("models", count, ", ".join(config.inputs)),
         (
             "passes to encode",

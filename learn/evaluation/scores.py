@@ -84,7 +84,9 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        """Format for tables, such as 0.27 [0.03, 0.56]."""
+        """Format for tables, such as 0.27 [0.03, 0.56]; one number if resampling changed nothing."""
+        if self.low == self.high:
+            return f"{self.value:.2f}"
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 

@@ -117,9 +117,16 @@ class Section(msgspec.Struct, frozen=True):
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = ""
 ) -> Table:
-    """Make a table of displayed values: None becomes a dash, other values become `str`."""
-    cells = tuple(tuple("-" if cell is None else str(cell) for cell in row) for row in rows)
+    """Make a table of values as `shown` displays them."""
+    cells = tuple(tuple(map(shown, row)) for row in rows)
     return Table(title, tuple(columns), cells, note)
+
+
+def shown(value: object) -> str:
+    """Display a value: a dash for None, commas between a sequence's elements, or else `str`."""
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:

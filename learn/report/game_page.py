@@ -22,6 +22,7 @@ from wsa.learn.report.document import (
     Section,
     Table,
     Text,
+    shown,
     table,
     versions,
 )
@@ -98,7 +99,7 @@ def _contents(snapshot: Snapshot, about: Mapping[str, Any]) -> Section:
     rows += [(f"bytes of {what}", terminal.size(about[name])) for name, what in _SIZES.items()]
     rows += [(name, "; ".join(about[name]) or "-") for name in ("screens", "emulator", "authors")]
     protocols = [
-        (p["name"], ", ".join(f"{k} {_said(v)}" for k, v in p.items() if k != "name"))
+        (p["name"], ", ".join(f"{k} {shown(v)}" for k, v in p.items() if k != "name"))
         for p in about["protocols"]
     ]
     facts = {
@@ -120,10 +121,6 @@ _COUNTS = {
     "episodes": "episodes that ended",
 }
 _SIZES = {"bytes": "segments", "embedded": "embeddings"}
-
-
-def _said(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _contact_sheet(sheet: FrameSample | None, pngs: Pngs, summary: GameSummary) -> Part:

@@ -140,7 +140,8 @@ def _models(config: OfflineRun | OnlineRun, store: str) -> Part:
     except WsaError as error:
         cards, note = [{"key": key} for key in config.inputs], f"Only keys are known: {error}"
     columns = ("key", "model", "weights", "licence", "output")
-    return table("Frozen models", columns, [[card.get(c) for c in columns] for card in cards], note)
+    rows = [[card.get(c) for c in columns] for card in cards]
+    return table("Frozen models", ("key", "model", "weights", "license", "output"), rows, note)
 
 
 def _settings(config: OfflineRun | OnlineRun) -> list[Part]:
