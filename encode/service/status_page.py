@@ -49,7 +49,7 @@ def status_page(status: Status) -> str:
         f"Read at {escape(show_time(status.time))}. The page reloads every {REFRESH_S:.0f} s; "
         '<a href="status.json">status.json</a> has the same for scripts.'
     )
-    told = [
+    sections = [
         f'<p class="note">{note}</p>',
         "<h2>Services</h2>",
         *_services(status),
@@ -58,7 +58,7 @@ def status_page(status: Status) -> str:
         "<h2>Failures</h2>",
         *_failures(status),
     ]
-    return _page(f"Status of {redact(status.url)}", told)
+    return _page(f"Status of {redact(status.url)}", sections)
 
 
 def error_page(url: str, why: str) -> str:
@@ -67,14 +67,14 @@ def error_page(url: str, why: str) -> str:
     return _page(f"Status of {redact(url)}", [f'<p class="bad">{_text(redact(why))}</p>', note])
 
 
-def _page(title: str, told: Sequence[str]) -> str:
+def _page(title: str, sections: Sequence[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="refresh" content="{REFRESH_S:.0f}">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{_text(title)}</h1>\n{chr(10).join(told)}\n</body>\n</html>\n"
+        f"<h1>{_text(title)}</h1>\n{chr(10).join(sections)}\n</body>\n</html>\n"
     )
 
 

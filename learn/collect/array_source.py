@@ -72,7 +72,7 @@ class Arrays:
         self._arrays, attributes = _open(path)
         self.lossy = False
         self.actions = 0
-        self.game, self.policy, self.facts = _told(self._name, attributes)
+        self.game, self.policy, self.facts = _stated_facts(self._name, attributes)
         columns = {name: self._column(name) for name in _NAMES}
         missing = [name for name in _NEEDED if columns[name] is None]
         if missing:
@@ -283,7 +283,7 @@ def _open(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     return arrays, attributes
 
 
-def _told(name: str, attributes: Mapping[str, Any]) -> tuple[str, str, Facts]:
+def _stated_facts(name: str, attributes: Mapping[str, Any]) -> tuple[str, str, Facts]:
     """Return the game, policy, and facts from an export's attributes; empty for other arrays."""
     if "wsa_export" not in attributes:
         return "", "", Facts()

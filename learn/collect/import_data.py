@@ -55,12 +55,12 @@ def open_source(kind: str, source: str) -> Source:
     return open_minari(source) if kind == "minari" else Arrays(path)
 
 
-def state_protocol(game: str, told: Facts, asked: Facts, named: str = "") -> Protocol:
+def state_protocol(game: str, stated: Facts, asked: Facts, named: str = "") -> Protocol:
     """Return the full protocol by which imported data was played.
 
     Args:
         game: ALE game id.
-        told: Facts that the data states.
+        stated: Facts that the data states.
         asked: Facts that the user states.
         named: `classic` or `v5`, which fills in what the user does not state, or "".
 
@@ -70,16 +70,16 @@ def state_protocol(game: str, told: Facts, asked: Facts, named: str = "") -> Pro
     preset = games.protocol(game, named) if named else None
     facts: dict[str, Any] = {}
     for name, (option, default) in _FACTS.items():
-        told_value, asked_value = getattr(told, name), getattr(asked, name)
+        stated_value, asked_value = getattr(stated, name), getattr(asked, name)
         if asked_value is None and preset is not None:
             asked_value, option = getattr(preset, name), f"--protocol {named}"
-        if told_value is not None and asked_value is not None and told_value != asked_value:
+        if stated_value is not None and asked_value is not None and stated_value != asked_value:
             raise UsageError(
                 "bad-option",
-                f"The data was played with {name} {told_value}; {option} says {asked_value}. "
+                f"The data was played with {name} {stated_value}; {option} says {asked_value}. "
                 "Leave it out.",
             )
-        facts[name] = next((v for v in (told_value, asked_value, default) if v is not None), None)
+        facts[name] = next((v for v in (stated_value, asked_value, default) if v is not None), None)
     missing = [_FACTS[name][0] for name, value in facts.items() if value is None]
     if missing:
         raise UsageError(

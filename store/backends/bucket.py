@@ -208,7 +208,7 @@ class RemoteBackend:
                 self._gave_up = False
                 return answer
             except FileNotFoundError as error:
-                # The bucket is missing, not the file. Only puts and reads are told so.
+                # The bucket is missing, not the file. Only puts and reads get that error.
                 if "NoSuchBucket" in str(error):
                     raise self._storage_error(error) from None
                 raise
