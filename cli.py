@@ -102,13 +102,13 @@ VERBS = {
     "pretrain": Verb(
         "train the paper's own encoders on the frames of a store",
         "wsa pretrain --encoder ae,transporter --games Pong,Breakout --run-dir runs/encoders",
-        "wsa.learn.configs.studies:PretrainOptions",
+        "wsa.learn.configs.pretrain:PretrainOptions",
         "wsa.learn.commands.pretrain:pretrain_encoders",
     ),
     "probe": Verb(
         "measure how much of a game's state each model's embeddings hold",
         "wsa probe --game Pong --models sr,vos,lite0,lite0:random",
-        "wsa.learn.configs.studies:ProbeOptions",
+        "wsa.learn.configs.probe:ProbeOptions",
         "wsa.learn.commands.probe:probe_models",
     ),
     "push": Verb(

@@ -97,6 +97,14 @@ class LiveEncoder:
         return sum(lookup.passes for lookup in self.lookups.values())
 
     @property
+    def finished_passes(self) -> int:
+        """Number of passes that the models have finished since they were opened, for any purpose.
+
+        Unlike `passes`, it includes none that failed.
+        """
+        return sum(encoder.passes for encoder in self._encoders)
+
+    @property
     def engines(self) -> list[str]:
         """Name of the engine of each model."""
         return [encoder.engine.name for encoder in self._encoders]

@@ -24,7 +24,7 @@ from wsa.learn.runs.train import launch
 from wsa.learn.training import interrupt
 from wsa.learn.training.loop import OnLine
 from wsa.store.common import atomic_files, hashing, terminal, user_code
-from wsa.store.common.errors import WsaError
+from wsa.store.common.errors import Terminated, WsaError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -38,7 +38,7 @@ _one_at_a_time = threading.RLock()
 _running = ""
 _stopped: set[str] = set()
 
-Tell = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +86,20 @@ def say_failed(failures: Sequence[Failure]) -> int:
     return failures[0].exit_code if failures else 0
 
 
-def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure | None:
+def attempt(cell: Cell, on_progress: OnProgress = lambda what, done, total: None) -> Failure | None:
     """Train and evaluate a run from its current state; return a failure instead of raising it.
 
     Args:
         cell: The run.
-        tell: Called with `learn` or `eval`, the progress, and the total.
+        on_progress: Called with `learn` or `eval`, the progress, and the total.
 
     Raises:
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after saving a checkpoint.
     """
     with _one_at_a_time:
         try:
-            _train(cell, lambda step, _: tell("learn", step, cell.total))
-            _evaluate(cell, lambda _, games: tell("eval", games, cell.evaluation.episodes))
+            _train(cell, lambda step, _: on_progress("learn", step, cell.total))
+            _evaluate(cell, lambda _, games: on_progress("eval", games, cell.evaluation.episodes))
         except Exception as error:  # noqa: BLE001  Memory, a driver, ...: other runs continue.
             return failure(cell, error, cell.folder / ERROR)
     (cell.folder / ERROR).unlink(missing_ok=True)
@@ -118,8 +118,16 @@ def attempt_on_worker(cell: Cell, bench: str) -> Failure | None:
         if bench in _stopped:
             return None
         _running = bench
+
+        def check_stop(what: str, done: int, total: int) -> None:
+            # `interrupt` reaches no run that is being set up or evaluated.
+            if bench in _stopped:
+                if what == "eval":
+                    raise Terminated
+                interrupt.ask_to_stop()
+
         try:
-            return attempt(cell)
+            return attempt(cell, check_stop)
         except KeyboardInterrupt:  # The checkpoint is saved, and the bench has ended.
             return None
         finally:

@@ -87,21 +87,26 @@ def state_protocol(game: str, stated: Facts, asked: Facts, named: str = "") -> P
             f"The data does not say how {game} was played. Say it: {' and '.join(missing)}, or "
             "--protocol classic or v5 where it was played so.",
         )
-    if facts["frame_skip"] < 1 or not 0 <= facts["sticky"] < 1 or facts["max_steps"] < 1:
+    if (
+        facts["frame_skip"] < 1
+        or facts["max_steps"] < 1
+        or facts["noop_max"] < 0
+        or not 0 <= facts["sticky"] < 1
+    ):
         raise UsageError(
             "bad-option",
-            "--frame-skip and --max-episode-steps must be at least 1, and --sticky at least 0 and "
-            f"below 1; they are {facts['frame_skip']}, {facts['max_steps']} and "
-            f"{facts['sticky']:g}.",
+            "--frame-skip and --max-episode-steps must be at least 1, --noop-max at least 0, and "
+            f"--sticky at least 0 and below 1; they are {facts['frame_skip']}, "
+            f"{facts['max_steps']}, {facts['noop_max']} and {facts['sticky']:g}.",
         )
     base = games.protocol(game, "v5" if facts["full_action_space"] else "classic")
-    stated = msgspec.structs.replace(base, name="custom", **facts)
+    played = msgspec.structs.replace(base, name="custom", **facts)
     for known in games.PROTOCOLS:
-        if msgspec.structs.replace(stated, name=known) == games.protocol(
+        if msgspec.structs.replace(played, name=known) == games.protocol(
             game, known, max_steps=facts["max_steps"]
         ):
-            return msgspec.structs.replace(stated, name=known)
-    return stated
+            return msgspec.structs.replace(played, name=known)
+    return played
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ def open_minari(source: str) -> Source:
         import minari
     except ImportError:
         raise MissingError(
-            "no-frames",
+            "no-library",
             "'wsa import minari' needs the package minari, which is not installed. Run: "
             "pip install 'minari[hdf5]'",
         ) from None

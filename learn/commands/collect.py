@@ -88,10 +88,10 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
     if not 0 <= o.run_policy.eps <= 1:
         raise UsageError("bad-option", f"--eps must be from 0 to 1, not {o.run_policy.eps}.")
     if o.policy == "random":
+        _reject_run_options(o)
         return "random", None
     if user_code.is_name(o.policy) and not Path(o.policy).exists():
-        if o.run_policy.eps:
-            raise UsageError("bad-option", "--eps is for a run's network. Leave it out.")
+        _reject_run_options(o)
         return o.policy, load_policy(o.policy, protocol.actions, o.seed)
     user_code.type_in(o.run_policy.trust)
     from wsa.encode.inference.encoder import choose_device
@@ -112,3 +112,11 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
         )
     name = f"{player.algo} {player.digest} eps {o.run_policy.eps:g}"
     return name, player.policy(o.num_envs, o.run_policy.eps, o.seed)
+
+
+def _reject_run_options(o: CollectOptions) -> None:
+    """Reject options that a policy without a run would ignore."""
+    given, default = o.run_policy, type(o.run_policy)()
+    for name in ("eps", "weights", "device", "trust"):
+        if getattr(given, name) != getattr(default, name):
+            raise UsageError("bad-option", f"--{name} is for a run's network. Leave it out.")

@@ -144,7 +144,7 @@ def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | Onlin
         else new_folder(Path("runs"), config, o.output.exp_name)
     )
     record = isinstance(o.data, PlayOptions) and o.data.record
-    if record:
+    if record and not o.dry_run:
         require_writable(snapshot.backend)
     return snapshot, match_existing(config, folder, record), folder
 

@@ -13,11 +13,12 @@ from distributed.system import MEMORY_LIMIT
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import choose_device
 from wsa.encode.models.paper.base import Trainee
-from wsa.learn.configs.studies import PretrainOptions
+from wsa.learn.configs.pretrain import PretrainOptions
 from wsa.learn.pretrain import data, trainer
 from wsa.learn.pretrain.trainer import TRAINEES, Training, trainee
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError
+from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot
 
@@ -170,26 +171,8 @@ def _check(o: PretrainOptions) -> None:
         )
     if o.steps and o.recipe.epochs:
         raise UsageError("bad-option", "Give --steps or --epochs, not both.")
-    ranges: tuple[tuple[str, float, float, float], ...] = (
-        ("steps", o.steps, 0, 10**9),
-        ("epochs", o.recipe.epochs, 0, 10**6),
-        ("batch-size", o.recipe.batch_size, 0, 1 << 16),
-        ("learning-rate", o.recipe.learning_rate, 0, 1),
-        ("validate-frequency", o.recipe.validate_frequency, 0, 10**9),
-        ("patience", o.recipe.patience, 0, 10**9),
-        ("seed", o.seed, 0, 2**31 - 1),
-        ("memory-gb", o.compute.memory_gb, 0, 1e6),
-        ("threads", o.compute.threads, 1, 1024),
-    )
-    for name, value, least, most in ranges:
-        if not least <= value <= most:
-            raise UsageError(
-                "bad-option", f"--{name} must be from {least:g} to {most:g}, not {value:g}."
-            )
-    if not 0 < o.recipe.held_out < 1:
-        raise UsageError(
-            "bad-option", f"--held-out must be above 0 and below 1, not {o.recipe.held_out:g}."
-        )
+    for part in (o, o.recipe, o.compute):
+        check_ranges(part)
     if o.recipe.batch_size == 1:
         raise UsageError(
             "bad-option", "--batch-size must be at least 2, to compare samples with each other."

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wsa.learn.configs.studies import ProbeOptions
+from wsa.learn.configs.probe import ProbeOptions
 from wsa.learn.envs import atari
 from wsa.learn.probe import inputs, linear, ram_labels, tables, targets
 from wsa.learn.probe import samples as probe_data
@@ -26,6 +26,7 @@ from wsa.learn.probe.probe import models_of as find_models
 from wsa.learn.probe.samples import Moments
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.common.ranges import check_ranges
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot
@@ -253,11 +254,6 @@ def _check(o: ProbeOptions) -> None:
     Raises:
         UsageError: If a value is out of range.
     """
-    for name, value, least, most in (
-        ("--samples", o.fit.samples, 100, 100_000),
-        ("--splits", o.fit.splits, 3, 20),
-        ("--untrained", o.fit.untrained, 0, 10),
-        ("--seed", o.fit.seed, 0, 2**31 - 1),
-    ):
-        if not least <= value <= most:
-            raise UsageError("bad-option", f"{name} must be from {least} to {most}, not {value}.")
+    check_ranges(o.fit)
+    if o.csv and o.json:
+        raise UsageError("bad-option", "Give --csv or --json, not both.")

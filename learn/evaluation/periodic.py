@@ -44,7 +44,6 @@ class PeriodicEvaluation:
 
     Attributes:
         seconds: Time that evaluations took in this process.
-        passes: Passes that evaluations needed in this process, summed over the models.
     """
 
     def __init__(
@@ -57,7 +56,12 @@ class PeriodicEvaluation:
         self._config, self._open, self._compiled = config, embedder, compiled
         self._frequency = config.evaluation.eval_frequency if config else 0
         self._embedder: Any = None
-        self.seconds, self.passes = 0.0, 0
+        self.seconds = 0.0
+
+    @property
+    def finished_passes(self) -> int:
+        """Passes that the encoder has finished, as `LiveEncoder.finished_passes`; 0 until opened."""
+        return self._embedder.finished_passes if self._embedder else 0
 
     def due(self, step: int, *, stride: int = 1, last: bool = False) -> bool:
         """Return whether an evaluation is due after a step.
@@ -118,15 +122,13 @@ class PeriodicEvaluation:
             return
         finally:
             network.train(training)
-            passes = self._embedder.passes - passes
-            self.passes += passes
             self.seconds += time.perf_counter() - began
         returns = np.array([episode.returned for episode in played])
         line = {
             RETURN: float(returns.mean()),
             "eval/episodic_return_std": float(returns.std()),
             "eval/episodic_length": float(np.mean([episode.steps for episode in played])),
-            "eval/backbone_passes": float(passes),
+            "eval/backbone_passes": float(self._embedder.passes - passes),
         }
         metrics.write(step, line)
         metrics.flush()

@@ -151,10 +151,14 @@ def train_offline(
     if start >= config.updates and not evaluation.owed(folder, start, last=True):
         return Trained(online, 0, 0.0, 0)
     evaluation.open()
-    passes_before = Encoder.total_passes
+
+    def all_but_evaluation() -> int:
+        return Encoder.total_passes - evaluation.finished_passes
+
+    passes_before = all_but_evaluation()
 
     def passes() -> int:
-        return Encoder.total_passes - passes_before - evaluation.passes
+        return all_but_evaluation() - passes_before
 
     def save(step: int) -> None:
         extra = {"draws": batches.state(), "best": best if isfinite(best) else None}

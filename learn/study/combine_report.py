@@ -106,7 +106,7 @@ def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
     note = (
         f"{bench.episodes} full games per run (epsilon {bench.final_games.epsilon:g}, environments seeded from "
         f"{bench.final_games.eval_seed}); raw returns. A random policy plays under the same protocol and "
-        "seeds. A run is no better than random if Welch's 95 % interval of the difference reaches 0. "
+        "seeds. A run is no better than random if Welch's t-test at 5 % finds no difference. "
         "Human-normalized: 0 is the published score of a random policy, 1 that of a human tester. IQM: interquartile "
         "mean over games x seeds with 95 % stratified bootstrap interval. P: probability that a run of "
         f"{REFERENCE} has a higher raw return than a run of the method on a game drawn at random "

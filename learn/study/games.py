@@ -31,7 +31,7 @@ from wsa.store.format import records
 Key = TypeVar("Key")
 
 RESAMPLES = 2000
-Z_95 = 1.96  # Standard errors in a 95 % interval.
+SIGNIFICANCE = 0.05  # Level of the test whether a run beats the random policy.
 RANDOM = "random"  # Name of the random policy, in place of a network.
 NO_BETTER_THAN_RANDOM = (
     "As trained, the run plays no better than a random policy, so removing something cannot lower its "
@@ -226,16 +226,25 @@ def evaluation_note(evaluation: EvaluationSettings) -> str:
 
 
 def better_than_random(summary: Mapping[str, Any]) -> bool:
-    """Whether a run plays better than the random policy, by a 95 % interval of the difference.
+    """Whether a run plays better than the random policy, by Welch's t-test at 5 %.
 
-    The interval uses Welch's standard error of the difference of two means.
+    False after one game, which has no spread.
 
     Args:
         summary: From `wsa.learn.runs.evaluate.Evaluation.summary`.
     """
-    spreads = summary["return_std"] ** 2 + summary["random_return_std"] ** 2
-    gain = summary["return_mean"] - summary["random_return_mean"]
-    return bool(gain > Z_95 * math.sqrt(spreads / summary["episodes"]))
+    from scipy.stats import ttest_ind_from_stats
+
+    games, mean, chance = (summary[k] for k in ("episodes", "return_mean", "random_return_mean"))
+    if games < 2 or mean <= chance:
+        return False
+    # The summary has the standard deviations of these games, not estimates for all games.
+    correction = math.sqrt(games / (games - 1))
+    spread, random_spread = (correction * summary[k] for k in ("return_std", "random_return_std"))
+    if spread == random_spread == 0:
+        return True
+    test = ttest_ind_from_stats(mean, spread, games, chance, random_spread, games, equal_var=False)
+    return bool(test.pvalue < SIGNIFICANCE)
 
 
 def difference(one: PlayedGames, other: PlayedGames) -> Interval:

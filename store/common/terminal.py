@@ -12,6 +12,7 @@ import datetime
 import io
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -224,10 +225,19 @@ class Progress:
 def result(as_json: bool, values: dict[str, Any]) -> int:
     """Print a command's result, as JSON or one line per value, and return exit code 0."""
     if as_json:
-        print(json.dumps(values, indent=2, default=str))
+        print(json.dumps(_finite(values), indent=2, default=str))
     else:
         _values(values, "")
     return 0
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON does not have, NaN and infinity, by None."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _values(values: dict[str, Any], indent: str) -> None:

@@ -199,7 +199,7 @@ def _lost(backend: Backend, commit: Commit, ended: bool) -> bool:
     Args:
         backend: The store.
         commit: The record of this attempt.
-        over: Whether the put has definitely ended, so that its record cannot appear later.
+        ended: Whether the put has definitely ended, so that its record cannot appear later.
     """
     try:
         data = backend.get(names.commit_path(commit.id), records.MAX_RECORD_BYTES)

@@ -93,7 +93,10 @@ def test_an_own_policy_collects_once(own):
     assert own(*command, "--json").code == 0
     assert own(*command, "--json").json["segments"] == 0
     assert POLICY in {meta.policy for meta in api.open("store").segments("Breakout")}
-    assert own(*command, "--eps", 0.1).error.endswith("--eps is for a run's network. Leave it out.")
+    for policy, option, value in ((POLICY, "--eps", 0.1), ("random", "--eps", 0.1),
+                                  ("random", "--trust", "a:B")):  # fmt: skip
+        refused = own(*command[:3], "--policy", policy, option, value)
+        assert refused.error.endswith(f"{option} is for a run's network. Leave it out.")
 
 
 NET = """

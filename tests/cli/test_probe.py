@@ -118,7 +118,8 @@ def test_a_store_without_frames_has_no_pixels(filled, tmp_path):
     ("options", "code", "message"),
     [
         ("--samples 10", 2, "--samples must be from 100 to 100000, not 10."),
-        ("--seed -1", 2, "--seed must be from 0 to 2147483647, not -1."),
+        ("--seed -1", 2, "--seed must be from 0 to 2147482647, not -1."),
+        ("--csv --json", 2, "Give --csv or --json, not both."),
         ("--splits 2", 2, "--splits must be from 3 to 20, not 2."),
         ("--untrained 11", 2, "--untrained must be from 0 to 10, not 11."),
         ("--horizon 0", 2, "--horizon 0: give numbers of steps from 1 to 1000."),

@@ -15,6 +15,7 @@ from command_kit import OTHER_ALIAS as VIT
 from command_kit import read_csv, read_json, run_all
 
 from wsa.learn.bench import run_cell
+from wsa.learn.runs.config import read_config
 from wsa.learn.study import combine_plan, interventions
 from wsa.learn.study.games import Games
 from wsa.learn.study.generalising import suites
@@ -80,6 +81,18 @@ def test_sets_of_models_are_played_once(ready, trained, tmp_path, monkeypatch, u
     assert ready(*command, "--dry-run", "--json").json["sets_left"] == 0
     # The run itself has no more games than its own evaluation.
     assert len(read_csv(trained / "eval.csv")) == 4
+
+
+def test_a_study_finds_a_store_that_has_moved(ready, trained, tmp_path):
+    moved = shutil.copytree(trained, tmp_path / "moved")
+    config = moved / "config.json"
+    store = read_config(trained).store
+    config.write_text(config.read_text().replace(store, store + "-before"))
+    for command in (("scale", moved, "--after", "cached", "--states", 64),
+                    ("generalise", moved, "--suite", "look", "--dry-run")):  # fmt: skip
+        outcome = ready("study", *command, "--study-dir", "st")
+        assert outcome.code == 0, outcome.err
+        assert f"{store}-before is not there; using {store}" in outcome.err
 
 
 @contextlib.contextmanager

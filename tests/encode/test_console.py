@@ -119,3 +119,11 @@ def test_logs_are_shown_only_while_a_command_runs(capsys: pytest.CaptureFixture[
     assert lines[:2] == ["store s3://lab\\x1b[31m", "warning: no games were played"]
     assert not any("before" in line or "detail" in line for line in lines)
     assert logging.getLogger("wsa").handlers == []
+
+
+def test_json_has_no_numbers_that_json_does_not_know(capsys):
+    terminal.result(True, {"minutes": float("nan"), "runs": [{"share": float("inf"), "n": 1}]})
+    assert json.loads(capsys.readouterr().out) == {
+        "minutes": None,
+        "runs": [{"share": None, "n": 1}],
+    }

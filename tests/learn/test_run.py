@@ -27,6 +27,7 @@ from learn_kit import (
     read_metrics,
 )
 
+from wsa.encode.inference.encoder import Encoder
 from wsa.encode.registration import register
 from wsa.learn.configs.algorithms import EvaluationConfig
 from wsa.learn.evaluation import periodic
@@ -271,16 +272,23 @@ def test_games_that_fail_do_not_stop_training_and_are_played_on_resume(
     games = EvaluationConfig(eval_frequency=20, eval_episodes=1)
     config = plan_offline(breakout, evaluation=games)
     begin(tmp_path, config)
+    play = periodic.play
 
-    def fail(*_: Any, **__: Any) -> Any:
-        raise ConflictError("not-finite", "Model vit gave what is no number.")
+    def play_with_a_broken_engine(*arguments: Any, **options: Any) -> Any:
+        def fail(*_: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Encoder, "_run", fail)
+            return play(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(periodic, "play", fail)
-        assert train_stored(tmp_path, config, "cpu").updates == 50
+        patch.setattr(periodic, "play", play_with_a_broken_engine)
+        result = train_stored(tmp_path, config, "cpu")
+        assert (result.updates, result.passes) == (50, 0)
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert sum(warning.startswith("no games were played after step") for warning in warnings) == 3
-    assert "no games were played after step 40. Model vit gave what is no number." in warnings
+    assert any("RuntimeError: out of memory" in warning for warning in warnings)
     assert read_checkpoint(tmp_path) == read_checkpoint(trained)
     assert train_stored(tmp_path, config, "cpu").updates == 0
     assert training_metrics.has(tmp_path, 50, periodic.RETURN)

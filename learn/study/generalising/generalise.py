@@ -12,6 +12,7 @@ from wsa.learn.bench.grid import evaluation_settings, print_grid
 from wsa.learn.bench.run_cell import ERROR, Failure, failure, say_failed
 from wsa.learn.configs.study import GeneraliseOptions
 from wsa.learn.envs.variants import Variant
+from wsa.learn.runs.moved_store import find_store
 from wsa.learn.study.costs import seconds_per_step, steps_per_game
 from wsa.learn.study.games import UNCHANGED, Condition, Games, variant_condition
 from wsa.learn.study.generalising import report
@@ -120,7 +121,7 @@ def _dry(o: GeneraliseOptions, plans: list[Plan], games: Games, shifts: Shifts) 
         played = len(games.left(run, plan.conditions.values())) * o.episodes
         changes = len(shifts.left(run, plan.variants))
         compared = o.states * (changes + bool(changes))
-        snapshot = take_snapshot(open_store(run.config.store))
+        snapshot = take_snapshot(open_store(find_store(run.config).store))
         per_step = seconds_per_step(snapshot, run.config.inputs)
         base = games.find(run, UNCHANGED)
         length = base.steps / o.episodes if base else steps_per_game(snapshot, run.config.game)

@@ -18,6 +18,7 @@ from wsa.learn.data.transitions import StateRows
 from wsa.learn.networks.parameters import count_parameters
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import only, open_data
+from wsa.learn.runs.moved_store import find_store
 from wsa.learn.runs.player import load_network
 from wsa.learn.runs.presence import Mask
 from wsa.learn.study.trained_runs import TrainedRun
@@ -134,6 +135,7 @@ def _without_models(network: Any) -> Iterator[None]:
 
 def _data(folder: Path, config: OfflineRun | OnlineRun) -> FlatMap:
     """The run's data; for an online run, what the store now has of its game by all its models."""
+    config = find_store(config)
     if isinstance(config, OfflineRun):
         _, flat = open_data(config)
         assert flat is not None, "an offline run has data"

@@ -172,7 +172,7 @@ def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(
     saved: list[str] = []
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's `&` ignores it.
 
-    def attempt(cell: grid.Cell) -> None:
+    def attempt(cell: grid.Cell, on_progress: Any) -> None:
         with interrupt.StopRequest() as stop:
             _thread.interrupt_main()
             while not stop.asked:
@@ -190,6 +190,32 @@ def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(
     assert len(saved) == 1 and "saving the runs in progress" in capsys.readouterr().err
 
 
+def test_a_run_stops_also_while_it_is_set_up_or_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[str] = []
+
+    def train(cell: grid.Cell, on_line: Any) -> None:
+        if bench == "set up":
+            run_cell.stop_on_worker(bench)
+        with interrupt.StopRequest() as stop:
+            on_line(1, {})
+        if stop.asked:
+            raise stop.asked
+        reached.append(bench)
+
+    def evaluate(cell: grid.Cell, on_step: Any) -> None:
+        on_step(1, 0)
+        run_cell.stop_on_worker(bench)
+        on_step(2, 0)
+        reached.append("its end")
+
+    monkeypatch.setattr(run_cell, "_train", train)
+    monkeypatch.setattr(run_cell, "_evaluate", evaluate)
+    monkeypatch.setattr(run_cell, "_stopped", set())
+    for bench in ("set up", "evaluated"):
+        assert run_cell.attempt_on_worker(plan(models=("vit",))[0], bench) is None
+    assert reached == ["evaluated"]
+
+
 def connect_inproc(*_: Any, **settings: Any) -> Any:
     return connect("inproc", 0, "cpu", threads=settings["threads"])
 
@@ -197,7 +223,7 @@ def connect_inproc(*_: Any, **settings: Any) -> Any:
 def test_a_worker_prints_the_remarks_of_a_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def attempt(cell: grid.Cell) -> None:
+    def attempt(cell: grid.Cell, on_progress: Any) -> None:
         logging.getLogger("wsa.learn").warning("no reward")
         logging.getLogger("wsa.learn").info("extended")
 
