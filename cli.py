@@ -10,10 +10,10 @@ Exit codes: 0 done, 2 usage, 3 not found, 4 conflict, 5 damage found, 6 storage 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import multiprocessing
 import os
+import pkgutil
 import re
 import signal
 import sys
@@ -303,7 +303,7 @@ def _run(name: str, arguments: list[str]) -> int:
     from wsa.store.common import terminal
 
     with terminal.show_log():
-        code: int = _load(VERBS[name].function)(options)
+        code: int = pkgutil.resolve_name(VERBS[name].function)(options)
     return code
 
 
@@ -317,7 +317,7 @@ def parse(name: str, arguments: list[str]) -> Any:
 
     verb = VERBS[name]
     errors = io.StringIO()
-    kind = _load(verb.options)
+    kind = pkgutil.resolve_name(verb.options)
     defaults: dict[str, Any] = {}
     if not isinstance(kind, type):
         default = kind(arguments)
@@ -346,7 +346,7 @@ def completion(o: Any) -> int:
 
     verbs = []
     for name, verb in VERBS.items():
-        kind = _load(verb.options)
+        kind = pkgutil.resolve_name(verb.options)
         defaults = {} if isinstance(kind, type) else {"default": kind([])}
         kind = type(defaults["default"]) if defaults else kind
         described = tyro.conf.subcommand(name, description=verb.what, prefix_name=False, **defaults)
@@ -389,12 +389,6 @@ def _one_line(name: str, box: str) -> str:
     if re.match("Unrecognized options: [^-]", message):
         hint = " Write a list with commas and no spaces."
     return f"{message.rstrip('.')}.{hint} 'wsa {name} --help' lists the options."
-
-
-def _load(place: str) -> Any:
-    """Import the object at `module:name`."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 if __name__ == "__main__":

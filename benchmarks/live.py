@@ -248,7 +248,7 @@ def simulated(o: Options, folder: Path, threads: int) -> float:
     table.flush()
     silent: Any = SimpleNamespace(write=lambda *_: None)
     began = time.perf_counter()
-    ppo.play(config, session, network, None, "cpu", silent)
+    ppo.collect_rollout(config, session, network, None, "cpu", silent)
     rate = runner.steps / (time.perf_counter() - began)
     for env in envs:
         env.close()

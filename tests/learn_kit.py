@@ -250,7 +250,7 @@ class WalkRun:
         """Play one rollout of PPO; returns it, and the memory after it."""
         silent: Any = SimpleNamespace(write=lambda *_: None)
         network = network or self.network
-        return ppo.play(self.config, self.session, network, memory, "cpu", silent)
+        return ppo.collect_rollout(self.config, self.session, network, memory, "cpu", silent)
 
 
 RESNET = "timm:test_resnet.r160_in1k:random"

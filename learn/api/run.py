@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -221,9 +220,7 @@ class Run:
             MissingError: If pandas is not installed.
         """
         pandas = require("pandas", "pandas", "Run.metrics")
-        path = self.path / metrics.FILE
-        lines = path.read_text().splitlines() if path.exists() else []
-        return pandas.DataFrame([json.loads(line) for line in lines])
+        return pandas.DataFrame(list(metrics.read(self.path)))
 
 
 def _screens(frames: NDArray[np.uint8], single: bool) -> NDArray[np.uint8]:

@@ -10,7 +10,6 @@ curves.csv    metrics logged during training: returns, validation scores, weight
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +41,7 @@ from wsa.learn.report.document import (
     versions,
 )
 from wsa.learn.report.page import page
+from wsa.learn.training import metrics
 from wsa.store.common import atomic_files
 from wsa.store.objects.writer import command_line
 
@@ -317,9 +317,7 @@ def _key(result: Result) -> tuple[str, str, str, int]:
 def curves_of(runs: Sequence[tuple[Path, Result]]) -> Iterator[tuple[Any, ...]]:
     """Yield every logged scalar that is worth a curve."""
     for folder, result in runs:
-        path = folder / "metrics.jsonl"
-        for text in path.read_text().splitlines() if path.exists() else ():
-            line = json.loads(text)
+        for line in metrics.read(folder):
             for scalar, value in line.items():
                 if scalar.startswith(CURVES) and value is not None:
                     yield (*_key(result), line["step"], scalar, value)

@@ -22,7 +22,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn.evaluation.rollout import Moment
+from wsa.learn.evaluation.episodes import Moment
 from wsa.store.common import atomic_files
 
 FILE = "eval_weights.npz"

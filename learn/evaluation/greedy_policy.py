@@ -78,10 +78,12 @@ class GreedyPolicy:
         """Return the Q-values or logits, and the fusion's weights, of one state."""
         stance = torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
         with torch.inference_mode(), stance:
-            if hasattr(self._network, "blank"):
+            if self._network.recurrent:
                 device = stack.device
                 if begins:
-                    self._memories[env] = tuple(m.to(device) for m in self._network.blank(1))
+                    self._memories[env] = tuple(
+                        m.to(device) for m in self._network.initial_state(1)
+                    )
                 not_first = torch.zeros(1, device=device)
                 values, _, weights, self._memories[env] = self._network(
                     stack, not_first, self._memories[env], self._mask

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from wsa.learn.evaluation.episodes import EPSILON, EVAL_SEED, NUM_ENVS, play
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
-from wsa.learn.evaluation.rollout import EPSILON, EVAL_SEED, NUM_ENVS, play
 from wsa.learn.training import metrics as training_metrics
 from wsa.learn.training.interrupt import StopRequest
 from wsa.learn.training.loop import times

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn.evaluation.rollout import Moment
+from wsa.learn.evaluation.episodes import Moment
 from wsa.store.common import names
 from wsa.store.common.errors import StorageError
 

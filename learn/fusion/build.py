@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from math import sqrt
 
 from wsa.learn.configs.fusions import FUSIONS, FusionConfig, check_own_or
@@ -28,8 +28,7 @@ def fusion_class(name: str, recorded_in: str = "") -> type[Fusion]:
         own: type[Fusion] = user_code.load_typed(name, Fusion, "--fusion", recorded_in)
         return own
     check_own_or("--fusion", name, list(FUSIONS), "module:Class")
-    module, _, attribute = FUSIONS[name].partition(":")
-    built_in: type[Fusion] = getattr(importlib.import_module(module), attribute)
+    built_in: type[Fusion] = pkgutil.resolve_name(FUSIONS[name])
     return built_in
 
 

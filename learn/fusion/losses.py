@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,3 +75,12 @@ def weight_scalars(weights: Tensor | None, network: Any) -> dict[str, Tensor]:
         scalars = {"wsa/weight_entropy": entropy(weights), "weights": weights.mean(dim=0)}
         dead = network.torso.fusion.dead_rows(weights)
     return scalars if dead is None else scalars | {DEAD_ROWS: dead}
+
+
+def log_line(scalars: Mapping[str, Tensor], models: Sequence[str]) -> dict[str, float]:
+    """Convert scalars for logging; `weights` (models,) becomes one scalar per fused model."""
+    line = {key: value.item() for key, value in scalars.items() if key != "weights"}
+    if "weights" in scalars:
+        weights = scalars["weights"].tolist()
+        line |= {f"wsa/weight/{key}": w for key, w in zip(models, weights, strict=False)}
+    return line

@@ -156,6 +156,8 @@ class QNetwork(nn.Module):
         torso: Replaces the `Torso`, for example with `wsa.learn.networks.nature.NatureTorso`.
     """
 
+    recurrent = False
+
     def __init__(
         self, inputs: Inputs, actions: int, config: NetworkConfig, torso: Any = None
     ) -> None:
@@ -188,6 +190,8 @@ class ActorCritic(nn.Module):
         config: Normalization, fusion, and sizes.
         torso: Replaces the `Torso`, for example with `wsa.learn.networks.nature.NatureTorso`.
     """
+
+    recurrent = False
 
     def __init__(
         self, inputs: Inputs, actions: int, config: NetworkConfig, torso: Any = None

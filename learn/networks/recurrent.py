@@ -21,6 +21,8 @@ class RecurrentActorCritic(nn.Module):
         actions: Number of actions.
     """
 
+    recurrent = True
+
     def __init__(self, torso: nn.Module, actions: int) -> None:
         super().__init__()
         size = int(torso.out_features)  # type: ignore[arg-type]
@@ -42,7 +44,7 @@ class RecurrentActorCritic(nn.Module):
         """Device of the parameters."""
         return next(self.parameters()).device
 
-    def blank(self, envs: int) -> tuple[Tensor, Tensor]:
+    def initial_state(self, envs: int) -> tuple[Tensor, Tensor]:
         """Return the initial LSTM state of n environments: zeros, (1, n, size) twice."""
         return torch.zeros(1, envs, self.size), torch.zeros(1, envs, self.size)
 

@@ -8,8 +8,8 @@ out, and the learner's scalars on them are logged as `validation/...`.
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
@@ -28,6 +28,7 @@ from wsa.learn.data.nstep import hold_out, horizon, walk
 from wsa.learn.data.transitions import Batch, OfflineBatches, moments
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
 from wsa.learn.fusion.base import Inputs
+from wsa.learn.fusion.losses import log_line
 from wsa.learn.networks.heads import QNetwork
 from wsa.learn.training import checkpoint
 from wsa.learn.training.loop import Loop, OnLine
@@ -173,7 +174,7 @@ def train_offline(
             scalars = learner.update(step, batches.draw())
             validating = bool(len(held_out)) and loop.every(config.validation_frequency)
             if loop.every(config.log_frequency) or validating:
-                line = _line(scalars, flat.models)
+                line = log_line(scalars, flat.models)
                 line["charts/learning_rate"] = config.learning_rate
                 line["time/updates_per_s"] = (step - logged) / (loop.seconds - lap)
                 line["cache/backbone_passes"] = passes()
@@ -195,17 +196,8 @@ def train_offline(
 
 def make_learner(config: OfflineConfig, network: QNetwork) -> Learner:
     """Create the learner that a configuration names."""
-    module, _, name = config.LEARNER.partition(":")
-    learner: Learner = getattr(importlib.import_module(module), name)(config, network)
+    learner: Learner = pkgutil.resolve_name(config.LEARNER)(config, network)
     return learner
-
-
-def _line(scalars: dict[str, Tensor], models: tuple[str, ...]) -> dict[str, float]:
-    line = {key: value.item() for key, value in scalars.items() if key != "weights"}
-    if "weights" in scalars:
-        weights = scalars["weights"].tolist()
-        line |= {f"wsa/weight/{key}": w for key, w in zip(models, weights, strict=False)}
-    return line
 
 
 class Validation:

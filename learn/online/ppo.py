@@ -92,7 +92,7 @@ def train_ppo(
     optimizer = torch.optim.Adam(
         network.parameters(), lr=config.learning_rate, eps=1e-5, fused=True
     )
-    memory: Memory = network.blank(config.num_envs) if config.recurrent else None  # type: ignore[operator]
+    memory: Memory = network.initial_state(config.num_envs) if config.recurrent else None  # type: ignore[operator]
     arrays, _ = session.resume(folder, {"online": network}, optimizer)
     if arrays and memory:
         memory = torch.from_numpy(arrays["hidden"]), torch.from_numpy(arrays["cell"])
@@ -114,7 +114,9 @@ def train_ppo(
             if config.anneal_clip:
                 annealed = msgspec.structs.replace(config, clip_coef=config.clip_coef * remaining)
             optimizer.param_groups[0]["lr"] = rate
-            rollout, memory = play(config, session, network, memory, device, loop.metrics)
+            rollout, memory = collect_rollout(
+                config, session, network, memory, device, loop.metrics
+            )
             line = {"charts/learning_rate": rate}
             if session.settled:
                 line |= update_policy(annealed, session, network, optimizer, rollout, device)
@@ -124,7 +126,7 @@ def train_ppo(
 
 
 @torch.no_grad()
-def play(
+def collect_rollout(
     config: PPOConfig, session: Session, network: nn.Module, memory: Memory, device: str,
     metrics: Metrics,
 ) -> tuple[Rollout, Memory]:  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wsa.learn.data.transitions import moments_of
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
+from wsa.learn.fusion.losses import log_line
 from wsa.learn.online.embedding_table import Table
 from wsa.learn.online.env_runner import EnvRunner, Step
 from wsa.learn.online.record_segments import Recording
@@ -146,12 +147,8 @@ class Session:
         }
 
     def line(self, scalars: Mapping[str, Tensor]) -> dict[str, float]:
-        """Convert scalars for logging; `weights` (models,) becomes one scalar per fused model."""
-        line = {key: value.item() for key, value in scalars.items() if key != "weights"}
-        if "weights" in scalars:
-            weights = scalars["weights"].tolist()
-            line |= {f"wsa/weight/{key}": w for key, w in zip(self._models, weights, strict=False)}
-        return line
+        """Convert scalars for logging, as `log_line` does, with the names of the run's models."""
+        return log_line(scalars, self._models)
 
     def resume(
         self, folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
@@ -178,7 +175,7 @@ class Session:
         if self._compiled:  # In place: it shares the trained weights.
             for module in modules.values():
                 # torch.compile would unroll the LSTM's loop; the torso is most of the work anyway.
-                part: Any = module.torso if hasattr(module, "blank") else module
+                part: Any = module.torso if module.recurrent else module
                 part.compile(dynamic=False)
         self._began = time.perf_counter()
         return arrays, extra

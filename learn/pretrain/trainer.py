@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import filelock
 import msgspec
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from wsa.learn.pretrain import data as pretrain_data
 from wsa.learn.pretrain import outputs
 from wsa.learn.pretrain.data import Examples, scale
 from wsa.learn.training import checkpoint
+from wsa.learn.training.lock import locked
 from wsa.learn.training.loop import Loop, OnLine
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError
@@ -52,11 +52,8 @@ TRAINEES = {
 
 def trainee(encoder: str) -> type[Trainee]:
     """Import the class for `encoder`, a key of `TRAINEES`."""
-    module, _, name = TRAINEES[encoder].partition(":")
-    trainee_class: type[Trainee] = getattr(
-        importlib.import_module(f"wsa.encode.models.paper.{module}"), name
-    )
-    return trainee_class
+    found: type[Trainee] = pkgutil.resolve_name(f"wsa.encode.models.paper.{TRAINEES[encoder]}")
+    return found
 
 
 class Training(msgspec.Struct, frozen=True):
@@ -203,20 +200,14 @@ def run(
         DamagedError: If the newest checkpoint is damaged.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after saving a checkpoint.
     """
-    try:
-        with filelock.FileLock(folder / "lock", timeout=0):
-            trained = train_encoder(training, examples, folder, device, on_line)
-            files = outputs.write_encoders(folder, trained.network, half)
-            encoded = hashing.canonical(manifest(training, examples, trained, files))
-            atomic_files.replace(folder / "manifest.json", msgspec.json.format(encoded))
-            outputs.write_pictures(folder, trained.network, examples, device)
-            decoded: dict[str, Any] = msgspec.json.decode(encoded)
-            return decoded
-    except filelock.Timeout:
-        raise ConflictError(
-            "run-exists",
-            f"Another process is training {folder}. Wait for it, or give another --run-dir.",
-        ) from None
+    with locked(folder):
+        trained = train_encoder(training, examples, folder, device, on_line)
+        files = outputs.write_encoders(folder, trained.network, half)
+        encoded = hashing.canonical(manifest(training, examples, trained, files))
+        atomic_files.replace(folder / "manifest.json", msgspec.json.format(encoded))
+        outputs.write_pictures(folder, trained.network, examples, device)
+        decoded: dict[str, Any] = msgspec.json.decode(encoded)
+        return decoded
 
 
 def train_encoder(

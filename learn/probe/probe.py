@@ -43,7 +43,6 @@ TRUE_STATE, FLOOR = "(true state)", "(mean)"
 # better play; narrow: like both, on `NARROW` axes.
 Way = Literal["both", "transfer", "narrow"]
 WAYS: tuple[Way, ...] = ("both", "transfer", "narrow")
-Measure = Literal["r2", "hit", "f1"]
 Kind = Literal["state", "floor", "pixels", "model", "untrained"]
 
 

@@ -14,8 +14,7 @@ import numpy as np
 from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import parse_variant
 from wsa.learn.evaluation.attention_log import WeightLog
-from wsa.learn.evaluation.greedy_policy import GreedyPolicy
-from wsa.learn.evaluation.rollout import (
+from wsa.learn.evaluation.episodes import (
     EPSILON,
     EVAL_SEED,
     NUM_ENVS,
@@ -24,6 +23,7 @@ from wsa.learn.evaluation.rollout import (
     play,
     write_csv,
 )
+from wsa.learn.evaluation.greedy_policy import GreedyPolicy
 from wsa.learn.evaluation.scores import (
     Interval,
     human_normalised,

@@ -17,14 +17,11 @@ runs/{game}__{exp_name}__{seed}__{time}/
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
 import msgspec
 
 from wsa.learn.runs.config import FILE, OfflineRun, OnlineRun, RunConfig, read_config
@@ -116,24 +113,3 @@ def match_existing(
         name = hashing.identity([config, str(folder.resolve()), author()])[:12]
         config = msgspec.structs.replace(config, record=name)
     return config
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock a run's folder.
-
-    Raises:
-        ConflictError: If another process is training the run.
-    """
-    lock = filelock.FileLock(folder / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise ConflictError(
-            "run-exists",
-            f"Another process is training {folder}. Wait for it, or give another --run-dir.",
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()

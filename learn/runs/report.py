@@ -9,10 +9,9 @@ it can be reached.
 from __future__ import annotations
 
 import csv
-import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,25 +236,15 @@ def _film(folder: Path) -> list[Part]:
 def _scalars(folder: Path) -> dict[str, Curve]:
     """Read every scalar that the run logged."""
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for step, line in _lines(folder / metrics.FILE):
+    for line in metrics.read(folder):
         for name, value in line.items():
             if name not in ("step", "time") and isinstance(value, int | float):
-                points[name].append((step, float(value)))
+                points[name].append((line["step"], value))
     curves = {}
     for name, pairs in points.items():
         steps, values = np.array(pairs, np.float64).T
         curves[name] = steps, values
     return curves
-
-
-def _lines(path: Path) -> Iterator[tuple[float, dict[str, Any]]]:
-    """Read lines of metrics; skip a last line that is still being written."""
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            return
-        yield float(line["step"]), line
 
 
 def _averaged(curve: Curve) -> Curve:

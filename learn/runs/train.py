@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from wsa.learn.online.record_segments import Embedded, Recording
 from wsa.learn.online.session import Played, Session
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
-from wsa.learn.runs.folder import begin, locked
+from wsa.learn.runs.folder import begin
 from wsa.learn.runs.network import make_network
 from wsa.learn.runs.setup.warm_start import warm_start
 from wsa.learn.runs.track import write_hparams
 from wsa.learn.training import checkpoint
+from wsa.learn.training.lock import locked
 from wsa.learn.training.loop import OnLine
 from wsa.store.objects.root import open_store
 
@@ -211,8 +212,7 @@ def train_playing(
                 compiled=compiled,
             ),
         )
-        module, _, name = learner.LEARNER.partition(":")
-        train = getattr(importlib.import_module(module), name)
+        train = pkgutil.resolve_name(learner.LEARNER)
         played: Played = train(learner, session, network, folder, device, on_line)
         return played
 

@@ -20,7 +20,7 @@ import numpy as np
 from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.envs.policies import Policy, RandomPolicy
 from wsa.learn.envs.variants import Variant
-from wsa.learn.evaluation.rollout import Episode, play
+from wsa.learn.evaluation.episodes import Episode, play
 from wsa.learn.evaluation.scores import Interval, mean_score, stratified_interval
 from wsa.learn.runs.player import Player
 from wsa.learn.runs.presence import Mask

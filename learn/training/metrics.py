@@ -6,9 +6,10 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from wsa.store.common import atomic_files
 
@@ -64,11 +65,24 @@ class Metrics:
         self._board.close()
 
 
+def read(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a run's metrics; none if there is no file.
+
+    The end of the file that another process is still writing, or was killed while writing, is left
+    out.
+    """
+    path = folder / FILE
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return
+        yield line
+
+
 def has(folder: Path, step: int, key: str) -> bool:
     """Return whether a run's metrics have a scalar at a step."""
-    path = folder / FILE
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return any(_step(line) == step and key in json.loads(line) for line in lines)
+    return any(line["step"] == step and key in line for line in read(folder))
 
 
 def _step(line: bytes) -> int:

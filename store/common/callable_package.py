@@ -6,7 +6,7 @@ imports one function and calls that.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import sys
 from types import ModuleType
 from typing import Any
@@ -19,8 +19,7 @@ class CallablePackage(ModuleType):
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the function."""
-        module, _, name = self.FUNCTION.partition(":")
-        return getattr(importlib.import_module(module), name)(*args, **options)
+        return pkgutil.resolve_name(self.FUNCTION)(*args, **options)
 
 
 def make_callable(package: str) -> None:

@@ -43,6 +43,7 @@ from wsa.store.common.hashing import DIGEST_BYTES
 from wsa.store.format import arrays, records
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects import writer
+from wsa.store.objects.flat_map import layout_of
 from wsa.store.objects.snapshot import Snapshot
 
 # Size of a chunk, which is a file: few files, and one chunk of every column fits in memory.
@@ -241,7 +242,7 @@ def plan_export(
                 f"{len(missing)} of {len(wanted)} segments of {game} in {url} have not been "
                 f"encoded by {key}. Run 'wsa encode', or leave the model out of --models.",
             )
-        window, shape, dtype = _embedding(snapshot, game, key)
+        window, shape, dtype = layout_of(snapshot, game, key)
         size += (frames if window == 1 else rows) * math.prod(shape) * np.dtype(dtype).itemsize
     if pictures:
         missing = wanted - {meta.segment for meta in snapshot.frames(game)}
@@ -253,18 +254,6 @@ def plan_export(
             )
         size += frames * math.prod(_screen(snapshot, game)) * 3
     return ExportPlan(game, tuple(models), pictures, tuple(segments), rows, frames, size)
-
-
-def _embedding(snapshot: Snapshot, game: str, key: str) -> tuple[int, tuple[int, ...], str]:
-    """Return a model's window, the shape of one embedding, and a dtype that holds all of them."""
-    metas = snapshot.embeddings(game, key)
-    layouts = {(meta.window, meta.shape[1:]) for meta in metas}
-    if len(layouts) != 1:
-        raise ConflictError(
-            "other-bytes",
-            f"{key} has embeddings of windows and shapes {layouts}. Leave it out of --models.",
-        )
-    return *layouts.pop(), max(meta.dtype for meta in metas)  # float16 < float32
 
 
 def _screen(snapshot: Snapshot, game: str) -> tuple[int, int]:
@@ -352,7 +341,7 @@ def _write(
     models = {key: _model(snapshot, plan, group, key) for key in plan.models}
     # An embedding of a window belongs to a row, so it is joined like one.
     windowed = {
-        key: models.pop(key) for key in plan.models if _embedding(snapshot, plan.game, key)[0] > 1
+        key: models.pop(key) for key in plan.models if layout_of(snapshot, plan.game, key)[0] > 1
     }
     pictures = None
     if plan.pictures:
@@ -422,7 +411,7 @@ def _spec(snapshot: Snapshot, key: str) -> dict[str, Any]:
 
 
 def _model(snapshot: Snapshot, plan: ExportPlan, group: zarr.Group, key: str) -> Column:
-    window, shape, dtype = _embedding(snapshot, plan.game, key)
+    window, shape, dtype = layout_of(snapshot, plan.game, key)
     unit, count = ("frame", plan.frames) if window == 1 else ("row", plan.rows)
     # Each model has its own axes, since an axis may differ in length between models.
     axes = (unit, *(f"{key}_{axis}" for axis in range(1, len(shape) + 1)))

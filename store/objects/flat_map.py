@@ -299,21 +299,25 @@ def shapes_of(
     snapshot: Snapshot, game: str, models: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], str]:
     """Return each model's window and embedding shape, and a dtype that holds all embeddings."""
-    windows, shapes = [], []
-    dtype = "float16"
-    for key in models:
-        metas = snapshot.embeddings(game, key)
-        layouts = {(meta.window, meta.shape[1:]) for meta in metas}
-        if len(layouts) != 1:
-            raise ConflictError(
-                "other-bytes", f"{key} has embeddings of windows and shapes {layouts}."
-            )
-        window, shape = layouts.pop()
-        windows.append(window)
-        shapes.append(shape)
-        if any(meta.dtype == "float32" for meta in metas):
-            dtype = "float32"
-    return tuple(windows), tuple(shapes), dtype
+    layouts = [layout_of(snapshot, game, key) for key in models]
+    windows, shapes, dtypes = zip(*layouts, strict=True) if layouts else ((), (), ())
+    return windows, shapes, max(dtypes, default="float16")  # float16 < float32
+
+
+def layout_of(snapshot: Snapshot, game: str, key: str) -> tuple[int, tuple[int, ...], str]:
+    """Return a model's window, the shape of one embedding, and a dtype that holds all of them.
+
+    Raises:
+        ConflictError: If windows or shapes differ, or there are no embeddings.
+    """
+    metas = snapshot.embeddings(game, key)
+    layouts = {(meta.window, meta.shape[1:]) for meta in metas}
+    if len(layouts) != 1:
+        raise ConflictError(
+            "other-bytes",
+            f"{key} has embeddings of windows and shapes {layouts}. Leave it out of --models.",
+        )
+    return *layouts.pop(), max(meta.dtype for meta in metas)
 
 
 def _object_hash(snapshot: Snapshot, game: str, models: Sequence[str], meta: SegmentMeta) -> str:

@@ -25,7 +25,6 @@ from wsa.store.common.errors import (
 from wsa.store.format import records
 
 if TYPE_CHECKING:
-    from wsa.store.backends.base import Backend
     from wsa.store.objects.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -173,7 +172,6 @@ def open_snapshot(
     Raises:
         MissingError: If there is no store.
     """
-    from wsa.store.backends.open import open_backend
     from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
     try:

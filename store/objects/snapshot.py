@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -35,6 +37,9 @@ from wsa.store.objects.record_cache import WORTHWHILE, Catalog
 A = TypeVar("A")
 B = TypeVar("B")
 M = TypeVar("M", FramesMeta, SegmentMeta, EmbeddingMeta, ModelMeta)
+S = TypeVar("S", FramesMeta, SegmentMeta, EmbeddingMeta)
+Groups = dict[tuple[str, ...], list[S]]
+"""Records by game, or by game and model, in this order; each list is sorted by segment."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,28 +59,21 @@ class Snapshot:
     @property
     def games(self) -> list[str]:
         """Games with at least one segment, sorted."""
-        return sorted({meta.game for meta in self._metas(SegmentMeta)})
+        return [game for (game,) in self._segments]
 
     def segments(self, game: str | None = None) -> list[SegmentMeta]:
         """Segments of one game or of all games, sorted by game and id."""
-        metas = (m for m in self._metas(SegmentMeta) if game in (None, m.game))
-        return sorted(metas, key=lambda m: (m.game, m.segment))
+        return _select(self._segments, game)
 
     def frames(self, game: str | None = None) -> list[FramesMeta]:
         """Frames objects, sorted like segments; a segment pulled without frames has none."""
-        metas = (m for m in self._metas(FramesMeta) if game in (None, m.game))
-        return sorted(metas, key=lambda m: (m.game, m.segment))
+        return _select(self._frames, game)
 
     def embeddings(self, game: str | None = None, model: str | None = None) -> list[EmbeddingMeta]:
         """Embeddings of one game, one model, or all, sorted by game, model and segment."""
-        metas = (
-            m
-            for m in self._metas(EmbeddingMeta)
-            if game in (None, m.game) and model in (None, m.model)
-        )
-        return sorted(metas, key=lambda m: (m.game, m.model, m.segment))
+        return _select(self._embeddings, game, model)
 
-    @property
+    @functools.cached_property
     def models(self) -> list[str]:
         """Keys of all models, sorted."""
         return sorted(m.model for m in self._metas(ModelMeta))
@@ -85,9 +83,22 @@ class Snapshot:
         wanted = {m.segment for m in self.segments(game)}
         return [
             key
-            for key in sorted({m.model for m in self.embeddings(game)})
-            if wanted <= {m.segment for m in self.embeddings(game, key)}
+            for (of, key), metas in self._embeddings.items()
+            if of == game and wanted <= {m.segment for m in metas}
         ]
+
+    # A store may have a million records, and a service asks for those of each game and model.
+    @functools.cached_property
+    def _segments(self) -> Groups[SegmentMeta]:
+        return _group(self._metas(SegmentMeta), lambda m: (m.game,))
+
+    @functools.cached_property
+    def _frames(self) -> Groups[FramesMeta]:
+        return _group(self._metas(FramesMeta), lambda m: (m.game,))
+
+    @functools.cached_property
+    def _embeddings(self) -> Groups[EmbeddingMeta]:
+        return _group(self._metas(EmbeddingMeta), lambda m: (m.game, m.model))
 
     def commit(self, path: str) -> Commit:
         """Return the record of the object at `path`.
@@ -236,6 +247,21 @@ class Snapshot:
 
     def _metas(self, kind: type[M]) -> Iterable[M]:
         return (c.meta for c in self.commits.values() if isinstance(c.meta, kind))
+
+
+def _group(metas: Iterable[S], group_of: Callable[[S], tuple[str, ...]]) -> Groups[S]:
+    ordered = sorted(metas, key=lambda m: (group_of(m), m.segment))
+    return {group: list(members) for group, members in itertools.groupby(ordered, group_of)}
+
+
+def _select(groups: Groups[S], *names: str | None) -> list[S]:
+    """Return the records of the groups with these names, of which None stands for any."""
+    return [
+        meta
+        for group, metas in groups.items()
+        if all(name in (None, own) for name, own in zip(names, group, strict=True))
+        for meta in metas
+    ]
 
 
 def take_snapshot(backend: Backend, earlier: Snapshot | None = None) -> Snapshot:

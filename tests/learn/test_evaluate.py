@@ -18,8 +18,8 @@ from torch import Tensor
 from wsa.learn.envs import atari
 from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.evaluation import attention_log
+from wsa.learn.evaluation.episodes import Episode, Moment, play, write_csv
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy
-from wsa.learn.evaluation.rollout import Episode, Moment, play, write_csv
 from wsa.learn.evaluation.video import (
     COLORS,
     LINE,
@@ -202,7 +202,7 @@ class FakeStacks:
 class FakeNetwork(torch.nn.Module):
     """Prefers the action that the frame names."""
 
-    device = "cpu"
+    device, recurrent = "cpu", False
 
     def forward(self, stacks: Tensor, mask: object) -> tuple[Tensor, Tensor]:
         return -(torch.arange(4.0) - stacks[:, 0]).abs(), torch.ones(len(stacks), 1)

@@ -19,7 +19,7 @@ from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.evaluation import attention_log, video
-from wsa.learn.evaluation.rollout import Episode, Moment, play
+from wsa.learn.evaluation.episodes import Episode, Moment, play
 from wsa.learn.runs import data, evaluate, player
 from wsa.learn.runs.config import read_config
 from wsa.learn.runs.evaluate import evaluate_run

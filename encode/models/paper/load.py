@@ -9,7 +9,7 @@ decoded (`--output map` gives the masks). `grid:N` and reductions work as for an
 from __future__ import annotations
 
 import contextlib
-import importlib
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,11 @@ def network(alias: str, seed: int = 0, where: str = "") -> Frozen:
         seed: Seed of the weights.
         where: Module and class, for an alias that has several; the alias's own if empty.
     """
-    module, _, name = (where or NETWORKS[alias][0]).partition(":")
+    make = pkgutil.resolve_name(f"wsa.encode.models.paper.{where or NETWORKS[alias][0]}")
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed the GPUs, which may be training.
         torch.default_generator.manual_seed(seed)
-        made: Frozen = getattr(importlib.import_module(f"wsa.encode.models.paper.{module}"), name)()
+        made: Frozen = make()
     return made
 
 

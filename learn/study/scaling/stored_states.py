@@ -77,7 +77,7 @@ class StoredStates:
 
     @property
     def _recurrent(self) -> bool:
-        return hasattr(self._network, "blank")
+        return bool(self._network.recurrent)
 
     @torch.inference_mode()
     def decide(self, mask: Mask) -> Decisions:
@@ -85,7 +85,7 @@ class StoredStates:
 
         With none of them the state vector is the empty sum, zeros.
         """
-        memory = self._network.blank(1) if self._recurrent else None
+        memory = self._network.initial_state(1) if self._recurrent else None
         parts: list[tuple[Tensor, Tensor | None]] = []
         with contextlib.nullcontext() if any(mask) else _without_models(self._network):
             for stacks, first in self._states():

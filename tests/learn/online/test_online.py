@@ -35,7 +35,7 @@ from wsa.learn.commands.collect import collect
 from wsa.learn.configs.data import CollectOptions, ProtocolOptions, RunPolicyOptions
 from wsa.learn.envs import atari
 from wsa.learn.evaluation import periodic
-from wsa.learn.evaluation.rollout import EVAL_SEED
+from wsa.learn.evaluation.episodes import EVAL_SEED
 from wsa.learn.online.embedding_table import Table
 from wsa.learn.runs.config import OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data

@@ -76,7 +76,7 @@ def test_the_first_update_sees_the_policy_that_played(tmp_path: Path, recurrent:
     config = msgspec.structs.replace(PPO, recurrent=recurrent)
     run = WalkRun(tmp_path, config)
     run.runner.begin()
-    memory = run.network.blank(config.num_envs) if recurrent else None
+    memory = run.network.initial_state(config.num_envs) if recurrent else None
     for _ in range(2):
         _, memory = run.roll_out(memory)
     rollout, _ = run.roll_out(memory)

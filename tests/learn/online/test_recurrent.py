@@ -27,14 +27,14 @@ def test_memory_is_reset_where_an_episode_begins_and_only_there() -> None:
     network = RecurrentActorCritic(torso, 3)
     stacks = torch.randn(6, 2, STATES)
     first = torch.tensor([1.0, 0, 0, 1, 0, 0])
-    whole = network(stacks, first, network.blank(1))[0]
-    memory, steps = network.blank(1), []
+    whole = network(stacks, first, network.initial_state(1))[0]
+    memory, steps = network.initial_state(1), []
     for t in range(6):
         logits, _, _, memory = network(stacks[t : t + 1], first[t : t + 1], memory)
         steps.append(logits)
     torch.testing.assert_close(torch.cat(steps), whole)
     for t, same in ((3, True), (4, False)):
-        alone = network(stacks[t:], first[t:], network.blank(1))[0]
+        alone = network(stacks[t:], first[t:], network.initial_state(1))[0]
         assert torch.allclose(alone, whole[t:], rtol=1.3e-6, atol=1e-5) == same
 
 
@@ -55,9 +55,11 @@ def test_evaluation_carries_a_memory_for_each_environment(tmp_path: Path) -> Non
         before = [states[t if first[t, env] else t - 1, env] for t in range(40)]
         stacks = torch.eye(STATES)[np.stack([before, states[:, env]], axis=1)].half()
         begins = torch.from_numpy(first[:, env]).float()
-        logits = network(stacks, begins, network.blank(1))[0]
+        logits = network(stacks, begins, network.initial_state(1))[0]
         np.testing.assert_array_equal(played[:, env], logits.argmax(dim=1))
-        forgetful.append(network(stacks, torch.ones(40), network.blank(1))[0].argmax(dim=1).numpy())
+        forgetful.append(
+            network(stacks, torch.ones(40), network.initial_state(1))[0].argmax(dim=1).numpy()
+        )
     assert (played != np.array(forgetful).T).any()
 
 
@@ -69,8 +71,8 @@ def test_a_masked_model_has_no_part_in_logits_memory_and_weights() -> None:
     changed[..., :5] = stacks[..., :5]  # Only the second model's part differs.
     first, mask = torch.zeros(4), (True, False)
     with torch.no_grad():
-        one, other = (network(s, first, network.blank(2), mask) for s in (stacks, changed))
-        unmasked = network(stacks, first, network.blank(2))
+        one, other = (network(s, first, network.initial_state(2), mask) for s in (stacks, changed))
+        unmasked = network(stacks, first, network.initial_state(2))
     for a, b in zip((*one[:3], *one[3]), (*other[:3], *other[3]), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     torch.testing.assert_close(one[2], torch.tensor([[1.0, 0.0]]).repeat(4, 1))

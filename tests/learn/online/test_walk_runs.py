@@ -183,7 +183,7 @@ def test_a_compiled_network_acts_with_the_new_weights(
     fresh = WalkRun(tmp_path / "fresh", config, seed=7).network
     embeddings = WalkEncoder()(screens_of(np.arange(STATES)))
     stacks = torch.from_numpy(np.stack([embeddings[[i, i + 1]] for i in range(3)]))
-    more = (torch.ones(3), fresh.blank(3)) if hasattr(fresh, "blank") else ()
+    more = (torch.ones(3), fresh.initial_state(3)) if fresh.recurrent else ()
     network.eval()
     fresh.eval()
     with torch.no_grad():

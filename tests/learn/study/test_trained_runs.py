@@ -14,7 +14,7 @@ from wsa.learn.configs.network import pixel_network
 from wsa.learn.envs import atari
 from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import parse_variant
-from wsa.learn.evaluation.rollout import play
+from wsa.learn.evaluation.episodes import play
 from wsa.learn.runs.config import MEAN_CONTEXT
 from wsa.learn.runs.network import parameters_of
 from wsa.learn.runs.setup.online import make_online
