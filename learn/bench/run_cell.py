@@ -13,10 +13,11 @@ import msgspec
 from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.bench.grid import RESULT, Cell, Result, without_live_options
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.learn import OnlineLiveOptions, PlayOptions
 from wsa.learn.runs.config import FILE, read_config
 from wsa.learn.runs.data import only
-from wsa.learn.runs.evaluate import evaluate_run
+from wsa.learn.runs.evaluate import OnStep, evaluate_run
 from wsa.learn.runs.folder import match_existing
 from wsa.learn.runs.setup.configure import configure
 from wsa.learn.runs.setup.models import weights_of
@@ -99,7 +100,9 @@ def attempt(cell: Cell, on_progress: OnProgress = lambda what, done, total: None
     with _one_at_a_time:
         try:
             _train(cell, lambda step, _: on_progress("learn", step, cell.total))
-            _evaluate(cell, lambda _, games: on_progress("eval", games, cell.evaluation.episodes))
+            _evaluate(
+                cell, lambda player, _, games: on_progress("eval", games, cell.evaluation.episodes)
+            )
         except Exception as error:  # noqa: BLE001  Memory, a driver, ...: other runs continue.
             return failure(cell, error, cell.folder / ERROR)
     (cell.folder / ERROR).unlink(missing_ok=True)
@@ -168,18 +171,20 @@ def _train(cell: Cell, on_line: OnLine) -> None:
     )
 
 
-def _evaluate(cell: Cell, on_step: Callable[[int, int], None]) -> None:
+def _evaluate(cell: Cell, on_step: OnStep) -> None:
     request, settings = cell.request, cell.evaluation
     evaluation = evaluate_run(
         cell.folder,
-        settings.episodes,
-        epsilon=settings.epsilon,
-        seed=settings.seed,
+        EvaluationRequest(
+            episodes=settings.episodes,
+            epsilon=settings.epsilon,
+            seed=settings.seed,
+            num_envs=settings.num_envs,
+            device=choose_device(cell.compute.device),
+            engine=request.live.engine,
+        ),
         weights=weights_of(request),
-        device=choose_device(cell.compute.device),
-        engine=request.live.engine,
         threads=threads_for(request.live.threads or 1),
-        num_envs=settings.num_envs,
         on_step=on_step,
     )
     result = Result(

@@ -13,6 +13,7 @@ from wsa.encode.models.registry import DEFAULT, parse_request
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.configs.algorithms import CQLConfig
 from wsa.learn.configs.data import DemoOptions
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.envs import atari
 from wsa.learn.offline.trainer import Trained
 from wsa.learn.runs.config import OfflineRun
@@ -72,7 +73,9 @@ def demo(o: DemoOptions) -> int:
     terminal.say(f"4/4 play {o.episodes} full games with live embeddings")
     with terminal.Progress("eval", "steps") as progress:
         evaluation = evaluate_run(
-            run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps)
+            run_folder,
+            EvaluationRequest(episodes=o.episodes),
+            on_step=lambda player, steps, games: progress.update(steps),
         )
     _summary(o, snapshot, config, trained, evaluation)
     print(f"\nrun {run_folder}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsa.encode.configs import weights_files
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.learn import EvalOptions
 from wsa.learn.evaluation.pace import Pace
 from wsa.store.common import terminal, user_code
@@ -42,20 +43,20 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     config = read_config(folder)
     _log.info(f"store {o.store or config.store}")
     results = out or folder
-    how: dict[str, Any] = {  # Everything that may change a game's result.
-        "which": o.reads.checkpoint,
-        "episodes": o.episodes,
-        "epsilon": o.play.epsilon,
-        "seed": o.play.seed,
-        "num_envs": o.play.num_envs,
-        "without": o.without,
-        "only": o.only,
-        "variant": o.variant,
-        "device": choose_device(o.live.device),
-        "engine": o.live.engine,
-    }
-    asked = evaluations.asked(folder, **how)
-    recorded = None if o.play.again or o.video else evaluations.find(folder, results, asked)
+    request = EvaluationRequest(
+        which=o.reads.checkpoint,
+        episodes=o.episodes,
+        epsilon=o.play.epsilon,
+        seed=o.play.seed,
+        num_envs=o.play.num_envs,
+        without=o.without,
+        only=o.only,
+        variant=o.variant,
+        device=choose_device(o.live.device),
+        engine=o.live.engine,
+    )
+    key = evaluations.key_of(folder, request)
+    recorded = None if o.play.again or o.video else evaluations.find(folder, results, key)
     if o.dry_run:
         games = 0 if recorded else o.episodes
         steps = 2 * games * config.protocol.max_steps
@@ -78,23 +79,21 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
         f"{most:,} steps"
     )
     with contextlib.ExitStack() as stack:
+        paces: dict[str, Pace] = {}
+        bar: Any = None
 
-        def begin(what: str) -> tuple[terminal.Progress, Pace]:
-            bar = stack.enter_context(terminal.Progress(what, "steps", shown=progress))
-            return bar, Pace(o.episodes, o.play.num_envs)
-
-        bar, pace = begin("eval")
-
-        def on_step(steps: int, finished: int) -> None:
-            nonlocal bar, pace
-            if steps < pace.steps:  # The random policy begins, which plays at another rate.
+        def on_step(player: str, steps: int, finished: int) -> None:
+            nonlocal bar
+            if player not in paces:
                 stack.close()
-                bar, pace = begin("random policy")
-            bar.update(steps, pace.seen(steps, finished))
+                name = "eval" if player == "run" else "random policy"
+                bar = stack.enter_context(terminal.Progress(name, "steps", shown=progress))
+                paces[player] = Pace(o.episodes, o.play.num_envs)
+            bar.update(steps, paces[player].seen(steps, finished))
 
         evaluation = evaluate_run(
             folder,
-            **how,
+            request,
             store=o.store,
             weights=weights_files(o.live.weights),
             video=o.video,
@@ -113,5 +112,5 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     if o.video:
         _log.info(f"videos {results / 'videos'}")
     _log.info(f"report {report.write(folder, o.store, out)}")
-    evaluations.keep(folder, results, asked, evaluation)
+    evaluations.keep(folder, results, key, evaluation)
     return evaluation.summary()

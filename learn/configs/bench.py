@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from wsa.encode.jobs.slurm import SlurmOptions
+from wsa.learn.configs.evaluation import EPISODES, EPSILON, EVAL_SEED, NUM_ENVS
 from wsa.learn.configs.learn import ComputeOptions, Training, training_defaults, values_of
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE, check_ranges
 from wsa.store.configs import Games, Integers, Names, Switch
@@ -18,11 +19,11 @@ from wsa.store.configs import Games, Integers, Names, Switch
 class FinalGames:
     """How evaluation games are played. A random policy plays as many."""
 
-    epsilon: Annotated[float, SHARE] = 0.001
+    epsilon: Annotated[float, SHARE] = EPSILON
     """Probability of a random action."""
-    eval_seed: Annotated[int, SEED] = 10_000
+    eval_seed: Annotated[int, SEED] = EVAL_SEED
     """Environment i has the seed EVAL_SEED + i; separate from training's."""
-    eval_num_envs: Annotated[int, COUNT] = 4
+    eval_num_envs: Annotated[int, COUNT] = NUM_ENVS
     """Number of parallel environments."""
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class CellOptions:
     """Seeds; one run for each."""
     models: Names = ()
     """Models to fuse, if there is only one set of them."""
-    episodes: Annotated[int, COUNT] = 100
+    episodes: Annotated[int, COUNT] = EPISODES
     """Evaluation games per run."""
     final_games: Annotated[FinalGames, arg(name="evaluation games")] = FinalGames()
     worker: GridWorkers = GridWorkers()

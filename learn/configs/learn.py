@@ -29,6 +29,7 @@ from wsa.learn.configs.algorithms import (
     load_algorithm,
     with_option,
 )
+from wsa.learn.configs.evaluation import EPISODES, EPSILON, EVAL_SEED, NUM_ENVS
 from wsa.learn.configs.fusions import (
     FUSIONS,
     PIXELS,
@@ -238,11 +239,11 @@ class LearnOptions(RunRequest):
 class EvalPlayOptions:
     """How the games are played."""
 
-    epsilon: Annotated[float, SHARE] = 0.001
+    epsilon: Annotated[float, SHARE] = EPSILON
     """Probability of a random action."""
-    seed: Annotated[int, SEED] = 10_000
+    seed: Annotated[int, SEED] = EVAL_SEED
     """Environment i has the seed SEED + i; separate from training's."""
-    num_envs: Annotated[int, COUNT] = 4
+    num_envs: Annotated[int, COUNT] = NUM_ENVS
     """Number of parallel environments."""
     again: Switch = False
     """Play even if the same games were played before; otherwise their result is printed again."""
@@ -269,7 +270,7 @@ class EvalOptions:
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Folder of a run that 'wsa learn' made."""
-    episodes: Annotated[int, COUNT] = 100
+    episodes: Annotated[int, COUNT] = EPISODES
     """Number of games; a random policy plays as many."""
     video: Switch = False
     """Film the first environment's games, with fusion weights."""

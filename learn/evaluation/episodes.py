@@ -21,15 +21,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wsa.learn.configs.evaluation import NUM_ENVS
 from wsa.learn.envs import atari as games
 from wsa.learn.envs.policies import Policy
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import UsageError
 from wsa.store.format import records
-
-EPSILON = 0.001  # The usual probability of a random action.
-EVAL_SEED = 10_000  # Environment i is seeded with this + i, apart from training seeds.
-NUM_ENVS = 4
 
 COLUMNS = ("trained", "policy", "checkpoint", "epsilon", "env", "seed", "return", "steps",
            "truncated", "present", "variant")  # fmt: skip

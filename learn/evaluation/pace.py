@@ -16,16 +16,12 @@ class Pace:
     Args:
         games: Number of games to play.
         num_envs: Number of parallel environments, which share the games.
-
-    Attributes:
-        steps: Steps played so far, in all environments.
     """
 
     def __init__(self, games: int, num_envs: int) -> None:
         self._games = games
         self._ends: deque[int] = deque(maxlen=min(num_envs, games))
         self._now = self._finished = 0
-        self.steps = 0
 
     def seen(self, steps: int, finished: int) -> int:
         """Estimate the total number of steps; 0 until a game has ended.
@@ -38,7 +34,7 @@ class Pace:
         """
         self._now += 1
         self._ends.extend([self._now] * (finished - self._finished))
-        self.steps, self._finished = steps, finished
+        self._finished = finished
         if not finished:
             return 0
         if finished == self._games:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsa.learn.evaluation.episodes import EPSILON, EVAL_SEED, NUM_ENVS, play
+from wsa.learn.configs.evaluation import EPSILON, EVAL_SEED, NUM_ENVS
+from wsa.learn.evaluation.episodes import play
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.training import metrics as training_metrics
 from wsa.learn.training.interrupt import StopRequest

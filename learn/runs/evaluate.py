@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from wsa.learn.envs.policies import RandomPolicy
+from wsa.learn.configs.evaluation import EvaluationRequest
+from wsa.learn.envs.policies import Policy, RandomPolicy
 from wsa.learn.envs.variants import parse_variant
 from wsa.learn.evaluation.attention_log import WeightLog
 from wsa.learn.evaluation.episodes import (
-    EPSILON,
-    EVAL_SEED,
-    NUM_ENVS,
     Episode,
     Watcher,
     play,
@@ -35,7 +34,8 @@ from wsa.learn.networks.parameters import Parameters, count_parameters
 from wsa.learn.runs.config import read_config
 from wsa.learn.runs.player import Player, open_player
 from wsa.store.common import atomic_files
-from wsa.store.common.errors import UsageError
+
+OnStep = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,100 +108,82 @@ class Evaluation:
 
 def evaluate_run(
     folder: Path,
-    episodes: int,
+    request: EvaluationRequest,
     *,
-    epsilon: float = EPSILON,
-    seed: int = EVAL_SEED,
     store: str = "",
     weights: dict[str, str] | None = None,
     video: bool = False,
-    device: str = "cpu",
-    engine: str = "auto",
     threads: int | None = None,
-    num_envs: int = NUM_ENVS,
-    which: Literal["final", "best"] = "final",
-    without: Sequence[str] = (),
-    only: Sequence[str] = (),
-    variant: str = "",
     out: Path | None = None,
-    on_step: Callable[[int, int], None] = lambda steps, episodes: None,
+    on_step: OnStep = lambda player, steps, episodes: None,
 ) -> Evaluation:
     """Play a run's network on live embeddings; append to `eval.csv`, and write `eval_weights.npz`.
 
     Args:
         folder: The run's folder.
-        episodes: Number of games.
-        epsilon: Probability of a random action.
-        seed: Seed of the environments; differs from those of training.
+        request: Which network plays, and how.
         store: Path or URL of the run's store if it has moved; see `find_store`.
         weights: Paths of weights files by alias, if this machine keeps them elsewhere.
         video: Whether to film the first environment, with the fusion's weights if it has any.
-        device: Device for the models.
-        engine: Inference engine; `auto` uses the one that filled the store.
         threads: Number of threads that embed in parallel. By default, as many as torch uses.
-        num_envs: Number of parallel environments.
-        which: The newest checkpoint, or the best on held-out episodes.
-        without: Models to leave out; they are not run.
-        only: Models to keep; excludes `without`.
-        variant: Variant of the game, a SPEC; see `wsa.learn.envs.variants`.
         out: Folder for the results; by default, the run's own.
-        on_step: Called with (steps played, episodes finished).
+        on_step: Called with the player, `run` and then `random`, its steps, and its finished games.
 
     Raises:
         StorageError: If the results cannot be written; raised before the first game.
-        UsageError: If a number is out of range, the run needs the models that are left out, or the
-            game has no such variant.
+        UsageError: If the run needs the models that are left out, or the game has no such variant.
         MissingError: If the run, its checkpoint, the weights, or the data are missing.
         ConflictError: If a model's embeddings differ from those in the store.
         DamagedError: If the newest checkpoint or the data is damaged.
     """
-    if episodes < 1 or num_envs < 1 or not 0 <= epsilon <= 1:
-        raise UsageError(
-            "bad-option",
-            "--episodes and --num-envs must be at least 1, --epsilon from 0 to 1.",
-        )
     # Check before opening models, which is slow.
     results = out or folder
-    read_config(folder)
     atomic_files.require_writable(results)
-    changed = parse_variant(variant, read_config(folder).game) if variant else None
+    variant = parse_variant(request.variant, read_config(folder).game) if request.variant else None
     player = open_player(
         folder,
-        which=which,
+        which=request.which,
         store=store,
-        without=without,
-        only=only,
+        without=request.without,
+        only=request.only,
         weights=weights,
-        device=device,
-        engine=engine,
+        device=request.device,
+        engine=request.engine,
         threads=threads,
     )
     config = player.config
-    actions = len(config.protocol.actions)
-    greedy = player.policy(num_envs, epsilon, seed)
+    greedy = player.policy(request.num_envs, request.epsilon, request.seed)
+    random_policy = RandomPolicy(len(config.protocol.actions), request.seed)
 
-    make_env = changed.make_env if changed else None
-    options: dict[str, Any] = {"num_envs": num_envs, "make_env": make_env, "on_step": on_step}
+    def play_all(name: str, policy: Policy, watchers: Sequence[Watcher] = ()) -> list[Episode]:
+        return play(
+            config.game,
+            config.protocol,
+            policy,
+            request.episodes,
+            request.seed,
+            num_envs=request.num_envs,
+            make_env=variant.make_env if variant else None,
+            watchers=watchers,
+            on_step=functools.partial(on_step, name),
+        )
+
     started = time.perf_counter()
     with _watching(results, player, greedy, video) as watchers:
-        played = play(
-            config.game, config.protocol, greedy, episodes, seed, watchers=watchers, **options
-        )
+        played = play_all("run", greedy, watchers)
     seconds = time.perf_counter() - started
-    random = play(
-        config.game, config.protocol, RandomPolicy(actions, seed), episodes, seed, **options
-    )
-    name = "run" if which == "final" else "best"
+    random = play_all("random", random_policy)
+    name = "run" if request.which == "final" else "best"
     games = {name: played, "random": random}
     present = tuple(labels(player.present))
-    spec = changed.spec if changed else ""
+    spec = variant.spec if variant else ""
     csv = results / "eval.csv"
-    write_csv(csv, player.trained, player.digest, epsilon, games, present, spec)
+    write_csv(csv, player.trained, player.digest, request.epsilon, games, present, spec)
     return Evaluation(
         config.game,
         player.trained,
         config.unit,
-        which,
+        request.which,
         player.digest,
         tuple(played),
         tuple(random),

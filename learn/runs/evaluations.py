@@ -11,10 +11,11 @@ because that code may have changed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.evaluation import attention_log
 from wsa.learn.report.document import versions
 from wsa.learn.runs.config import read_config, rename_length
@@ -36,40 +37,28 @@ _NOTHING_PLAYED = {
 }
 
 
-class Asked(msgspec.Struct, frozen=True):
+class EvaluationKey(EvaluationRequest, frozen=True, kw_only=True):
     """Everything that the games of an evaluation depend on.
 
     Attributes:
         checkpoint: Checksum of the network's checkpoint.
         versions: Versions of wsa and of the libraries it uses.
-        which, episodes, epsilon, seed, num_envs, without, only, variant, device, engine: Options of
-            `wsa eval`.
     """
 
     checkpoint: str
     versions: str
-    which: Literal["final", "best"]
-    episodes: int
-    epsilon: float
-    seed: int
-    num_envs: int
-    without: tuple[str, ...]
-    only: tuple[str, ...]
-    variant: str
-    device: str
-    engine: str
 
 
 class Recorded(msgspec.Struct, frozen=True):
     """A finished evaluation.
 
     Attributes:
-        asked: What was asked.
+        asked: The evaluation.
         result: From `wsa.learn.runs.evaluate.Evaluation.summary`.
         weights: Checksum of its `eval_weights.npz`; "" if the fusion has no weights.
     """
 
-    asked: Asked
+    asked: EvaluationKey
     result: dict[str, Any]
     weights: str
 
@@ -79,34 +68,33 @@ class Recorded(msgspec.Struct, frozen=True):
         return self.result | _NOTHING_PLAYED
 
 
-def asked(run: Path, which: Literal["final", "best"], **options: Any) -> Asked:
-    """Describe an evaluation of a run.
-
-    Args:
-        run: The run's folder.
-        which: The newest checkpoint, or the best on held-out episodes.
-        options: The other options in `Asked`.
+def key_of(run: Path, request: EvaluationRequest) -> EvaluationKey:
+    """Identify an evaluation of a run.
 
     Raises:
         MissingError: If the run has no such checkpoint.
     """
     folder = run / "checkpoints"
-    path = checkpoint.latest(folder) if which == "final" else checkpoint.best(folder)
-    return Asked(hashing.checksum(path.read_bytes()), versions(), which, **options)
+    path = checkpoint.latest(folder) if request.which == "final" else checkpoint.best(folder)
+    return EvaluationKey(
+        checkpoint=hashing.checksum(path.read_bytes()),
+        versions=versions(),
+        **msgspec.structs.asdict(request),
+    )
 
 
-def find(run: Path, results: Path, what: Asked) -> Recorded | None:
+def find(run: Path, results: Path, key: EvaluationKey) -> Recorded | None:
     """Find a finished evaluation; None if there is none.
 
     Args:
         run: The run's folder.
         results: Folder of the results.
-        what: What was asked.
+        key: The evaluation.
 
     Raises:
         DamagedError: If its file is damaged.
     """
-    path = _path(results, what)
+    path = _path(results, key)
     if not path.exists() or not (results / TABLE).exists():
         return None
     try:
@@ -122,26 +110,26 @@ def find(run: Path, results: Path, what: Asked) -> Recorded | None:
     return msgspec.structs.replace(recorded, result=length | result)
 
 
-def keep(run: Path, results: Path, what: Asked, finished: Evaluation) -> None:
+def keep(run: Path, results: Path, key: EvaluationKey, finished: Evaluation) -> None:
     """Record a finished evaluation.
 
     Nothing is recorded if a user's own fusion played, or if a run in training has saved another
-    network since `asked` described the evaluation.
+    network since `key_of` identified the evaluation.
 
     Args:
         run: The run's folder.
         results: Folder of the results.
-        what: What was asked.
-        finished: The evaluation.
+        key: The evaluation.
+        finished: Its result.
 
     Raises:
         StorageError: If there is no room, or the folder refuses access.
     """
     own_fusion = user_code.is_name(read_config(run).network.fusion.name)
-    if own_fusion or not what.checkpoint.startswith(finished.network):
+    if own_fusion or not key.checkpoint.startswith(finished.network):
         return
-    recorded = Recorded(what, finished.summary(), _weights(results) if finished.weighed else "")
-    atomic_files.replace(_path(results, what), msgspec.json.format(msgspec.json.encode(recorded)))
+    recorded = Recorded(key, finished.summary(), _weights(results) if finished.weighed else "")
+    atomic_files.replace(_path(results, key), msgspec.json.format(msgspec.json.encode(recorded)))
 
 
 def has_its_weights(results: Path, recorded: Recorded) -> bool:
@@ -154,5 +142,5 @@ def _weights(results: Path) -> str:
     return hashing.checksum(path.read_bytes()) if path.exists() else ""
 
 
-def _path(results: Path, what: Asked) -> Path:
-    return results / FOLDER / f"{hashing.identity(what)[:24]}.json"
+def _path(results: Path, key: EvaluationKey) -> Path:
+    return results / FOLDER / f"{hashing.identity(key)[:24]}.json"

@@ -10,6 +10,7 @@ import pytest
 from command_kit import ALIAS, COLLECT, ENCODE, LEARN, MODEL, read_files, read_json
 
 from wsa.encode.models.registry import ALIASES
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.runs import data, evaluations
 from wsa.store.objects import flat_map
 
@@ -308,17 +309,14 @@ def test_repeating_an_evaluation_plays_nothing(filled, tmp_path, unchanged):
 @pytest.mark.parametrize("name", ["trained", "updates"])  # An older wsa recorded `updates`.
 def test_games_of_a_newer_network_are_not_recorded_as_those_of_an_older_one(filled, tmp_path, name):
     run = tmp_path / "run"
-    asked = evaluations.asked(
-        run, "final", episodes=1, epsilon=0.0, seed=1, num_envs=1, without=(), only=(), variant="",
-        device="cpu", engine="auto",
-    )  # fmt: skip
+    key = evaluations.key_of(run, EvaluationRequest(episodes=1))
     (run / evaluations.TABLE).touch()
-    for network, recorded in (("0" * 12, False), (asked.checkpoint[:12], True)):
+    for network, recorded in (("0" * 12, False), (key.checkpoint[:12], True)):
         finished: Any = types.SimpleNamespace(
             network=network, weighed=False, summary=lambda: {name: 3, "a": 1}
         )
-        evaluations.keep(run, run, asked, finished)
-        found = evaluations.find(run, run, asked)
+        evaluations.keep(run, run, key, finished)
+        found = evaluations.find(run, run, key)
         assert (found is not None) == recorded
     assert found is not None
     assert list(found.result.items()) == [("trained", 3), ("unit", "updates"), ("a", 1)]

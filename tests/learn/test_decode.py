@@ -19,6 +19,7 @@ from wsa.encode.registration.identity import find_model
 from wsa.learn.bench import grid
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.configs.algorithms import CQLConfig
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari
@@ -167,7 +168,10 @@ def test_a_model_that_is_left_out_is_neither_normalized_nor_decoded(
 
 
 def test_a_saved_run_plays_again(run: Path) -> None:
-    first, again = (evaluate_run(run, 1, num_envs=1, epsilon=0.0, seed=5) for _ in range(2))
+    first, again = (
+        evaluate_run(run, EvaluationRequest(episodes=1, num_envs=1, epsilon=0.0, seed=5))
+        for _ in range(2)
+    )
     assert first.episodes == again.episodes
     said = first.summary()
     assert said["parameters_frozen"] == DECODER and said["backbone_passes"] > 0

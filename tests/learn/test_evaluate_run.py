@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.inference import encoder as inference
 from wsa.encode.live.live_encoder import LiveEncoder
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs.policies import RandomPolicy
@@ -60,7 +61,9 @@ def test_an_evaluation_counts_every_frame_and_a_variant_that_changes_nothing_is_
     with monkeypatch.context() as patch:
         patch.setattr(data, "LiveEncoder", Spy)
         # With the seed of the collection, the first frame is in the store.
-        evaluation = evaluate_run(run, 2, epsilon=0.2, seed=1, num_envs=2)
+        evaluation = evaluate_run(
+            run, EvaluationRequest(episodes=2, epsilon=0.2, seed=1, num_envs=2)
+        )
     assert evaluation.trained == 50 and evaluation.seconds > 0
     assert [e.steps for e in evaluation.episodes + evaluation.random] == [MAX_STEPS] * 4
     stored = {d.tobytes() for m in breakout.segments() for d in breakout.read_digests(m)}
@@ -100,7 +103,10 @@ def test_an_evaluation_counts_every_frame_and_a_variant_that_changes_nothing_is_
     }
 
     same = evaluate_run(
-        run, 2, epsilon=0.2, seed=1, num_envs=2, variant="mode=0+difficulty=0+sticky=0"
+        run,
+        EvaluationRequest(
+            episodes=2, epsilon=0.2, seed=1, num_envs=2, variant="mode=0+difficulty=0+sticky=0"
+        ),
     )
     assert (same.episodes, same.random) == (evaluation.episodes, evaluation.random)
     for name in ("frames", "found", "remembered", "passes"):
@@ -137,7 +143,9 @@ def test_a_model_that_is_left_out_is_not_run(run: Path, monkeypatch: pytest.Monk
         return open_models(snapshot, keys, **how)
 
     monkeypatch.setattr(player, "open_models", spy)
-    evaluation = evaluate_run(run, 1, seed=77, num_envs=1, without=[ALIASES[1]])
+    evaluation = evaluate_run(
+        run, EvaluationRequest(episodes=1, seed=77, num_envs=1, without=(ALIASES[1],))
+    )
     live = evaluation.live
     assert opened == [read_config(run).models[0]]
     assert live.engines == ["torch"]
@@ -148,7 +156,10 @@ def test_a_model_that_is_left_out_is_not_run(run: Path, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(weights, np.repeat([[1.0, 0.0]], MAX_STEPS, axis=0))
     # The other way to say it, with the name that the model was encoded by.
     names = ["timm:test_resnet.r160_in1k:random"]
-    assert evaluate_run(run, 1, seed=77, num_envs=1, only=names).episodes == evaluation.episodes
+    assert (
+        evaluate_run(run, EvaluationRequest(episodes=1, seed=77, num_envs=1, only=names)).episodes
+        == evaluation.episodes
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +211,9 @@ def test_both_policies_play_the_variant_and_the_store_stays_as_it_is(
     monkeypatch.setattr(evaluate, "play", spy)
     before = sorted(Path(breakout.backend.url).rglob("*"))
     variant = "look:dim=0.5+occlude=16"
-    evaluation = evaluate_run(run, 1, seed=1, num_envs=1, variant=variant)
+    evaluation = evaluate_run(
+        run, EvaluationRequest(episodes=1, seed=1, num_envs=1, variant=variant)
+    )
     # The first frame of this seed is in the store, but in other colors.
     assert evaluation.live.found == 0 and evaluation.live.passes > 0
     for frames in shown.values():
@@ -213,7 +226,9 @@ def test_both_policies_play_the_variant_and_the_store_stays_as_it_is(
 
 @pytest.mark.slow
 def test_a_video_shows_the_weights_of_each_step_beside_the_game(run: Path) -> None:
-    evaluation = evaluate_run(run, 1, epsilon=0.2, seed=78, num_envs=1, video=True)
+    evaluation = evaluate_run(
+        run, EvaluationRequest(episodes=1, epsilon=0.2, seed=78, num_envs=1), video=True
+    )
     weights: Any = read_weights(run)["weights"]
     (path,) = (run / "videos").iterdir()
     frames = read_video(path)
@@ -241,19 +256,19 @@ def test_bad_options_are_refused_before_anything_is_opened(
 ) -> None:
     monkeypatch.setattr(evaluate, "open_player", pytest.fail)
     with pytest.raises(UsageError):
-        evaluate_run(trained, **{"episodes": 1, **options})
+        evaluate_run(trained, EvaluationRequest(**{"episodes": 1, **options}))
 
 
 def test_a_run_without_a_checkpoint_cannot_be_evaluated(breakout: Snapshot, tmp_path: Path) -> None:
     begin(tmp_path, plan_offline(breakout))
     with pytest.raises(MissingError, match="has no checkpoint"):
-        evaluate_run(tmp_path, 1)
+        evaluate_run(tmp_path, EvaluationRequest(episodes=1))
 
 
 def test_a_model_that_drifted_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preprocess = inference.preprocess
     monkeypatch.setattr(inference, "preprocess", lambda *a: 1.3 * preprocess(*a))
     with pytest.raises(ConflictError, match="step to step") as error:
-        evaluate_run(run, 1)
+        evaluate_run(run, EvaluationRequest(episodes=1))
     assert error.value.kind == "model-drift"
     assert not (run / "eval.csv").exists()

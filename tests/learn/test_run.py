@@ -30,6 +30,7 @@ from learn_kit import (
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.registration import register
 from wsa.learn.configs.algorithms import EvaluationConfig
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.evaluation import periodic
 from wsa.learn.runs.config import OfflineRun, read_config
 from wsa.learn.runs.data import open_data
@@ -125,7 +126,10 @@ def test_a_run_finds_its_store_where_it_was_moved(
         find_store(config)
     assert find_store(config, str(moved)).store == find_store(config, "", str(moved)).store
     monkeypatch.setenv("WSA_STORE", str(moved))
-    assert evaluate_run(folder, 1, num_envs=1).episodes[0].steps == MAX_STEPS
+    assert (
+        evaluate_run(folder, EvaluationRequest(episodes=1, num_envs=1)).episodes[0].steps
+        == MAX_STEPS
+    )
     # Training resumes there, and the run remembers the place.
     found = find_store(read_config(folder))
     assert isinstance(found, OfflineRun)
@@ -294,7 +298,7 @@ def test_games_that_fail_do_not_stop_training_and_are_played_on_resume(
     assert training_metrics.has(tmp_path, 50, periodic.RETURN)
     # The last games are those of `wsa eval`.
     last = read_metrics(tmp_path)[-1]
-    evaluation = evaluate_run(tmp_path, 1, num_envs=1)
+    evaluation = evaluate_run(tmp_path, EvaluationRequest(episodes=1, num_envs=1))
     assert last[periodic.RETURN] == np.mean([e.returned for e in evaluation.episodes])
     assert 0 < evaluation.live.passes == last["eval/backbone_passes"]
 
@@ -330,7 +334,10 @@ def test_backbones_stay_frozen_also_one_that_only_gives_the_context(
     begin(tmp_path, config)
     network = train_stored(tmp_path, config, "cpu").network
     assert {id(p) for p in optimized} == {id(p) for p in network.parameters()}
-    assert evaluate_run(tmp_path, 1, num_envs=1).episodes[0].steps == MAX_STEPS
+    assert (
+        evaluate_run(tmp_path, EvaluationRequest(episodes=1, num_envs=1)).episodes[0].steps
+        == MAX_STEPS
+    )
     assert [digest(encoder) for encoder in opened] == before
     backbones = {id(p) for encoder in opened for p in encoder.module.parameters()}
     assert backbones and not backbones & {id(p) for p in optimized}

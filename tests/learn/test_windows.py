@@ -19,6 +19,7 @@ from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import parse_request
 from wsa.learn.collect.recorder import Recorder
 from wsa.learn.configs.algorithms import CQLConfig
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.data.transitions import OfflineBatches, StateRows, moments
 from wsa.learn.envs import atari
@@ -174,7 +175,7 @@ def test_a_run_learns_from_windows_and_plays_with_them(
     trained = train_stored(tmp_path, config, "cpu")
     assert trained.updates == 30 and trained.passes == 0
     assert [shape[0] for shape in trained.network.torso.inputs.shapes] == [1, DEPTH, 1]
-    evaluation = evaluate_run(tmp_path, 1, num_envs=1)
+    evaluation = evaluate_run(tmp_path, EvaluationRequest(episodes=1, num_envs=1))
     live = evaluation.live
     assert len(evaluation.episodes) == 1 and live.frames > 3
     assert live.passes == live.frames - live.found - live.remembered

@@ -203,9 +203,9 @@ def test_a_run_stops_also_while_it_is_set_up_or_evaluated(monkeypatch: pytest.Mo
         reached.append(bench)
 
     def evaluate(cell: grid.Cell, on_step: Any) -> None:
-        on_step(1, 0)
+        on_step("run", 1, 0)
         run_cell.stop_on_worker(bench)
-        on_step(2, 0)
+        on_step("run", 2, 0)
         reached.append("its end")
 
     monkeypatch.setattr(run_cell, "_train", train)

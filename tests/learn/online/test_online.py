@@ -33,9 +33,9 @@ from wsa.encode.registration.register import open_model, open_models
 from wsa.encode.registration.select import choose_models
 from wsa.learn.commands.collect import collect
 from wsa.learn.configs.data import CollectOptions, ProtocolOptions, RunPolicyOptions
+from wsa.learn.configs.evaluation import EVAL_SEED, EvaluationRequest
 from wsa.learn.envs import atari
 from wsa.learn.evaluation import periodic
-from wsa.learn.evaluation.episodes import EVAL_SEED
 from wsa.learn.online.embedding_table import Table
 from wsa.learn.runs.config import OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
@@ -172,11 +172,13 @@ def test_the_same_run_on_recorded_play_needs_no_pass(recorded: Recorded, tmp_pat
 
 
 def test_a_run_is_evaluated_also_under_a_variant(recorded: Recorded) -> None:
-    plain = evaluate_run(recorded.run, 1, epsilon=1.0, num_envs=1)
+    plain = evaluate_run(recorded.run, EvaluationRequest(episodes=1, epsilon=1.0, num_envs=1))
     assert plain.trained == STEPS and len(plain.episodes) == 1
     assert plain.summary()["unit"] == "steps" and "updates" not in plain.summary()
     # Random play is the same; the frames are not in the store.
-    inverted = evaluate_run(recorded.run, 1, epsilon=1.0, num_envs=1, variant="look:invert")
+    inverted = evaluate_run(
+        recorded.run, EvaluationRequest(episodes=1, epsilon=1.0, num_envs=1, variant="look:invert")
+    )
     assert inverted.episodes == plain.episodes
     assert inverted.live.found == 0 < inverted.live.passes
 
@@ -301,8 +303,16 @@ def test_the_baseline_on_pixels_runs_no_model(
     assert 49_000 < count(config) <= 50_000
     outputs = 4 + (algo is PPO)  # Actions, and PPO's value.
     assert count(msgspec.structs.replace(config, parameters=0)) == 1_684_128 + outputs * 513
-    assert evaluate_run(tmp_path / "run", 1, epsilon=1.0, num_envs=1).live.passes == 0
-    evaluate_run(tmp_path / "run", 1, epsilon=1.0, num_envs=1, variant="mode=12+noise=0.1")
+    assert (
+        evaluate_run(
+            tmp_path / "run", EvaluationRequest(episodes=1, epsilon=1.0, num_envs=1)
+        ).live.passes
+        == 0
+    )
+    evaluate_run(
+        tmp_path / "run",
+        EvaluationRequest(episodes=1, epsilon=1.0, num_envs=1, variant="mode=12+noise=0.1"),
+    )
 
     # Opening models draws random numbers, and happens elsewhere with --encoder.
     real_open = register.open_models
@@ -355,10 +365,19 @@ def test_palette_is_of_the_game_that_is_played(store: Path, tmp_path: Path) -> N
         snapshot = take_snapshot(open_store(str(store)))
         assert [read_spec(snapshot, key).game for key in config.models] == [game] * 2
         assert choose_models(snapshot, game, ["palette", "objects"]) == list(config.models)
-        assert len(evaluate_run(tmp_path / game, 1, epsilon=1.0, num_envs=1).episodes) == 1
+        assert (
+            len(
+                evaluate_run(
+                    tmp_path / game, EvaluationRequest(episodes=1, epsilon=1.0, num_envs=1)
+                ).episodes
+            )
+            == 1
+        )
         # Also in colors that the game never has.
         changed = "look:palette=3+noise=0.1"
-        evaluation = evaluate_run(tmp_path / game, 1, num_envs=1, variant=changed)
+        evaluation = evaluate_run(
+            tmp_path / game, EvaluationRequest(episodes=1, num_envs=1, variant=changed)
+        )
         assert len(evaluation.episodes) == 1 and evaluation.live.found == 0
     with pytest.raises(MissingError, match=r"--models palette$"):
         choose_models(snapshot, "Breakout", [config.models[0]])

@@ -23,6 +23,7 @@ from learn_kit import (
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import register
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.runs.dry_run import estimate
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.store.common import hashing
@@ -164,7 +165,9 @@ def test_a_model_with_a_window_may_stand_alone_or_give_the_context(
     flags = {**PPO, **short, "models": ("stacked4",)}
     config, played = train_online(store, tmp_path / "alone", **flags)
     assert config.model_windows == (4,) and 0 < played.passes <= 16 + 4
-    live = evaluate_run(tmp_path / "alone", 1, epsilon=1.0, num_envs=1).live
+    live = evaluate_run(
+        tmp_path / "alone", EvaluationRequest(episodes=1, epsilon=1.0, num_envs=1)
+    ).live
     assert live.frames > 3 and live.passes == live.frames - live.found - live.remembered
     flags = {**DQN, **short, "models": MODELS["models"][1:2], "context": "stacked2"}
     config, _ = train_online(store, tmp_path / "beside", **flags)

@@ -149,7 +149,7 @@ def test_online_runs_are_measured_on_the_stored_states(
         parts = [(stacks.clone(), first) for stacks, first in states._states()]
         stacks, first = (torch.cat(each) for each in zip(*parts, strict=True))
         with torch.no_grad():
-            values, *_ = network(stacks, first, network.blank(1))
+            values, *_ = network(stacks, first, network.initial_state(1))
         np.testing.assert_allclose(states.decide((True, True)).values, values, atol=1e-5)
         assert 30 < first.sum() < 200
 
