@@ -280,25 +280,23 @@ def game_inputs(
         Inputs (2n, H, W, 3) uint8 RGB, or (2n, window, H, W, 3), with n at most `GAME_PAIRS`, for
         each game that has any. Rows 2i and 2i + 1 are consecutive steps with different frames.
     """
-    with_frames = {(meta.game, meta.segment) for meta in snapshot.frames()}
     inputs = {}
     for game in games:
-        for meta in snapshot.segments(game):
-            if (game, meta.segment) in with_frames:
-                frame = snapshot.read_array(meta, "frame")
-                first = snapshot.read_array(meta, "is_first")
-                (before,) = np.nonzero((frame[1:] != frame[:-1]) & ~first[1:])
-                if len(before):
-                    spread = np.linspace(0, len(before) - 1, GAME_PAIRS).astype(int)
-                    chosen = before[np.unique(spread)]
-                    rows = np.stack([chosen, chosen + 1], axis=1).ravel()
-                    segment_frames = read_segment_frames(snapshot, meta, rows=window > 1)
-                    inputs[game] = (
-                        segment_frames.frames[frame[rows]]
-                        if window == 1
-                        else next(segment_frames.inputs(window, rows))
-                    )
-                    break
+        for meta in snapshot.segments_with_frames(game):
+            frame = snapshot.read_array(meta, "frame")
+            first = snapshot.read_array(meta, "is_first")
+            (before,) = np.nonzero((frame[1:] != frame[:-1]) & ~first[1:])
+            if len(before):
+                spread = np.linspace(0, len(before) - 1, GAME_PAIRS).astype(int)
+                chosen = before[np.unique(spread)]
+                rows = np.stack([chosen, chosen + 1], axis=1).ravel()
+                segment_frames = read_segment_frames(snapshot, meta, rows=window > 1)
+                inputs[game] = (
+                    segment_frames.frames[frame[rows]]
+                    if window == 1
+                    else next(segment_frames.inputs(window, rows))
+                )
+                break
     return inputs
 
 

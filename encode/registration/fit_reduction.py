@@ -43,7 +43,9 @@ def frames_needed(snapshot: Snapshot, output: Output, window: int = 1) -> int:
         return 0
     if not output.game:
         return sum(len(part.frames) for part in probe_frames.load_frames())
-    return min(_max_frames(output), sum(_input_counts(_with_frames(snapshot, output.game), window)))
+    return min(
+        _max_frames(output), sum(_input_counts(snapshot.segments_with_frames(output.game), window))
+    )
 
 
 def fit(encoder: Encoder, snapshot: Snapshot | None, output: Output, window: int) -> Reduction:
@@ -98,7 +100,7 @@ def game_inputs(snapshot: Snapshot, game: str, window: int, most: int) -> list[N
     Raises:
         MissingError: If the store has no frames of the game.
     """
-    metas = _with_frames(snapshot, game)
+    metas = snapshot.segments_with_frames(game)
     edges = np.cumsum([0, *_input_counts(metas, window)])
     if not edges[-1]:
         raise MissingError(
@@ -113,12 +115,6 @@ def game_inputs(snapshot: Snapshot, game: str, window: int, most: int) -> list[N
         if len(indices):
             parts += read_segment_frames(snapshot, meta, rows=window > 1).inputs(window, indices)
     return parts
-
-
-def _with_frames(snapshot: Snapshot, game: str) -> list[SegmentMeta]:
-    """Return a game's segments whose frames are in the store."""
-    with_frames = {meta.segment for meta in snapshot.frames(game)}
-    return [meta for meta in snapshot.segments(game) if meta.segment in with_frames]
 
 
 def _input_counts(metas: list[SegmentMeta], window: int) -> list[int]:

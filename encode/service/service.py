@@ -245,13 +245,10 @@ class Service:
 
     def _pending_pairs(self) -> list[Pair]:
         """Return (game, model) pairs with segments to encode, and update each model's backlog."""
-        with_frames = {(m.game, m.segment) for m in self._snapshot.frames()}
         wanted = [
             m
-            for m in self._snapshot.segments()
-            if (m.game, m.segment) in with_frames
-            and (not self._games or m.game in self._games)
-            and m.game not in self._rejected_games
+            for m in self._snapshot.segments_with_frames()
+            if (not self._games or m.game in self._games) and m.game not in self._rejected_games
         ]
         without = self._excluded()
         todo: set[Pair] = set()

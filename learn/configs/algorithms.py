@@ -157,6 +157,13 @@ class CQLConfig(DQNConfig, frozen=True, tag="cql"):
 class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
     """Hyperparameters of every online algorithm, with CleanRL's names and values."""
 
+    CRITIC: ClassVar[bool] = False
+    """Whether the network also gives the value of a state."""
+    REPLAYS: ClassVar[bool] = False
+    """Whether the run keeps every step on disk, to learn from it again."""
+    TWO_GROUPS: ClassVar[bool] = False
+    """Whether many environments play in two groups: one plays while the other's frames are embedded."""
+
     total_timesteps: Annotated[int, COUNT] = 10_000_000
     """Agent steps to play, in all environments together; the emulator plays four frames in each.
     PPO rounds down to whole rollouts."""
@@ -176,6 +183,11 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
         """Step at which a run ends: `total_timesteps`, rounded down to whole iterations."""
         return self.total_timesteps // self.num_envs * self.num_envs
 
+    @property
+    def mixes_stored(self) -> bool:
+        """Whether any batch of the run contains stored data."""
+        return False
+
     def settled(self) -> Self:
         """Return a copy with every default filled in, as `config.json` records it."""
         return self
@@ -187,6 +199,8 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     LEARNER = "wsa.learn.online.ppo:train_ppo"
     NAME = "ppo"
     OUTPUT = "logits"
+    CRITIC = True
+    TWO_GROUPS = True
 
     learning_rate: Annotated[float, POSITIVE] = 2.5e-4
     """Learning rate for Adam."""
@@ -266,6 +280,7 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
 
     LEARNER = "wsa.learn.online.dqn:train_dqn"
     NAME = "dqn"
+    REPLAYS = True
 
     learning_rate: Annotated[float, POSITIVE] = 1e-4
     """Learning rate for Adam."""

@@ -73,13 +73,12 @@ def choose(
         MissingError: If a game has no frames of these policies.
         UsageError: If not even one segment of each game fits.
     """
-    with_frames = {(meta.game, meta.segment) for meta in snapshot.frames()}
     size = max(sees.height * sees.width for sees in training_inputs)
     share = memory // size // len(games)
     chosen: list[SegmentMeta] = []
     total = 0
     for game in games:
-        available = [m for m in snapshot.segments(game) if (game, m.segment) in with_frames]
+        available = snapshot.segments_with_frames(game)
         stored_policies = sorted({m.policy for m in available})
         matching = [m for m in available if not policies or m.policy in policies]
         if not matching:

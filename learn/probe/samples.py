@@ -71,19 +71,14 @@ def choose(
     Raises:
         MissingError: If there is no such segment.
     """
-    done = [{m.segment for m in snapshot.embeddings(game, key)} for key in models]
-    available = snapshot.segments(game)
-    fitting = [
-        meta
-        for meta in available
-        if all(meta.segment in one for one in done) and (not policies or meta.policy in policies)
-    ]
+    encoded = snapshot.segments_encoded_by(game, models)
+    fitting = [meta for meta in encoded if not policies or meta.policy in policies]
     if not fitting:
         who = f" played by {', '.join(policies)}" if policies else ""
         raise MissingError(
             "not-encoded",
             f"No segment of {game}{who} in {snapshot.backend.url} has been encoded by all of "
-            f"{', '.join(models)}; the store has {len(available)} segments. Run: wsa encode --game {game}, "
+            f"{', '.join(models)}; the store has {len(snapshot.segments(game))} segments. Run: wsa encode --game {game}, "
             "or name fewer models.",
         )
     kinds = [kind for kind in (False, True) if any(is_better(m) == kind for m in fitting)]

@@ -20,7 +20,6 @@ from wsa.learn.configs.algorithms import (
     EvaluationConfig,
     OfflineConfig,
     OnlineConfig,
-    OnlineDQNConfig,
     PPOConfig,
     load_algorithm,
 )
@@ -172,8 +171,7 @@ class OnlineRun(RunConfig, frozen=True, tag_field="kind", tag="online"):
     @property
     def mixes_stored(self) -> bool:
         """Whether minibatches contain stored data."""
-        learner = self.hyperparameters
-        return isinstance(learner, OnlineDQNConfig) and learner.mixes_stored
+        return self.hyperparameters.mixes_stored
 
     @property
     def columns(self) -> list[slice]:

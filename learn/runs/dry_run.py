@@ -7,7 +7,6 @@ import time
 
 import torch
 
-from wsa.learn.configs.algorithms import OnlineDQNConfig
 from wsa.learn.data.transitions import Batch
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import QNetwork
@@ -67,7 +66,7 @@ def _online_cost(config: OnlineRun) -> dict[str, float]:
     # Each row of a table stores its rows in the others.
     windows = max(1, len(set(config.model_windows)))
     costs = {"table_bytes": total * (row + 16 * windows + 4 * (windows - 1))}
-    if isinstance(config.hyperparameters, OnlineDQNConfig):
+    if config.hyperparameters.REPLAYS:
         costs["replay_bytes"] = total * RECORD.itemsize
     return {"steps": total, "frames": total, **costs}
 

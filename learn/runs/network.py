@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from wsa.learn.configs.algorithms import PPOConfig
+from wsa.learn.configs.algorithms import OnlineConfig
 from wsa.learn.networks.heads import ActorCritic, QNetwork, Torso
 from wsa.learn.networks.nature import NatureTorso, scale_for
 from wsa.learn.networks.parameters import Parameters, count_parameters
@@ -33,13 +33,13 @@ def make_network(
     learner, network = config.hyperparameters, config.network
     actions, depth = len(config.protocol.actions), network.frame_stack
     inputs = config.inputs_of(windows, shapes)
+    critic = isinstance(learner, OnlineConfig) and learner.CRITIC
     torso = None
     if isinstance(config, OnlineRun) and config.end_to_end:
-        outputs = actions + isinstance(learner, PPOConfig)
-        torso = NatureTorso(depth, scale_for(config.parameters, depth, outputs))
-    if not isinstance(learner, PPOConfig):
+        torso = NatureTorso(depth, scale_for(config.parameters, depth, actions + critic))
+    if not critic:
         return QNetwork(inputs, actions, network, torso)
-    if learner.recurrent:
+    if getattr(learner, "recurrent", False):
         return RecurrentActorCritic(torso or Torso(inputs, network), actions)
     return ActorCritic(inputs, actions, network, torso)
 

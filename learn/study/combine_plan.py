@@ -20,6 +20,7 @@ from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import only
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.runs.setup.configure import configure
+from wsa.learn.runs.setup.models import NotInStoreError
 from wsa.learn.study.costs import seconds_per_step, steps_per_game
 from wsa.store.common.errors import MissingError, UsageError, WsaError
 from wsa.store.objects.snapshot import Snapshot
@@ -157,7 +158,7 @@ def _planned(
     try:
         config = configure(request, snapshot, device, dry_run=dry)
     except (UsageError, MissingError) as error:
-        if request.online and dry and "--dry-run" in str(error):
+        if request.online and isinstance(error, NotInStoreError):
             return Planned(cell, method, None, None)
         return error
     parameters = parameters_of(config, *windows_and_shapes(config, snapshot)).total

@@ -69,6 +69,16 @@ class Snapshot:
         """Frames objects, sorted like segments; a segment pulled without frames has none."""
         return _select(self._frames, game)
 
+    def segments_with_frames(self, game: str | None = None) -> list[SegmentMeta]:
+        """Segments whose frames are here, sorted like segments."""
+        with_frames = {(m.game, m.segment) for m in self.frames(game)}
+        return [m for m in self.segments(game) if (m.game, m.segment) in with_frames]
+
+    def segments_encoded_by(self, game: str, models: Iterable[str]) -> list[SegmentMeta]:
+        """Segments of a game that all these models have encoded, sorted by id."""
+        done = [{e.segment for e in self.embeddings(game, key)} for key in models]
+        return [m for m in self.segments(game) if all(m.segment in each for each in done)]
+
     def embeddings(self, game: str | None = None, model: str | None = None) -> list[EmbeddingMeta]:
         """Embeddings of one game, one model, or all, sorted by game, model and segment."""
         return _select(self._embeddings, game, model)

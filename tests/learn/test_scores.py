@@ -54,7 +54,7 @@ def test_runs_are_resampled_within_their_game() -> None:
 
 def test_one_run_has_no_spread() -> None:
     interval = stratified_interval(np.array([[3.0]]))
-    assert interval == (3, 3, 3) and str(interval) == "3.00 [3.00, 3.00]"
+    assert interval == (3, 3, 3) and str(interval) == "3.00"
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=40), st.randoms())

@@ -29,6 +29,10 @@ KeysOf = Callable[[Sequence[str]], list[str]]
 """Maps names of models to their keys."""
 
 
+class NotInStoreError(UsageError):
+    """A dry run cannot register a model that the store lacks."""
+
+
 class OnlineModels:
     """Resolves models of an online run; adds those that the store lacks."""
 
@@ -77,7 +81,7 @@ class OnlineModels:
 
     def _add(self, snapshot: Snapshot, name: str) -> str:
         if self._dry_run:
-            raise UsageError(
+            raise NotInStoreError(
                 "bad-option",
                 f"--dry-run: the store has no model {name} yet. Leave out --dry-run, or run "
                 f"'wsa encode --models {name}' first.",

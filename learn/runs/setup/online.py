@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from wsa.learn.configs.algorithms import EvaluationConfig, OnlineConfig, PPOConfig
+from wsa.learn.configs.algorithms import EvaluationConfig, OnlineConfig
 from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari
@@ -98,7 +98,7 @@ def make_online(
         check_weight_losses(hyperparameters, network.fusion.name)
     if not config.end_to_end and not models:
         raise UsageError("bad-option", "Name at least one model with --models.")
-    metas = [] if config.end_to_end else _encoded_by(snapshot, game, config.inputs)
+    metas = [] if config.end_to_end else snapshot.segments_encoded_by(game, config.inputs)
     if config.mixes_stored:
         metas = _mixable_segments(snapshot, config, metas)
     specs = [read_spec(snapshot, key) for key in config.inputs]
@@ -116,10 +116,10 @@ def make_online(
 def groups_of(hyperparameters: OnlineConfig) -> int:
     """Number of groups of environments: one plays while the other's frames are embedded.
 
-    Only PPO uses two: DQN updates its network while its newest frames are embedded.
+    DQN needs one only: it updates its network while its newest frames are embedded.
     """
-    ppo = isinstance(hyperparameters, PPOConfig)
-    return 2 if ppo and hyperparameters.num_envs >= ENVS_OF_TWO_GROUPS else 1
+    two = hyperparameters.TWO_GROUPS and hyperparameters.num_envs >= ENVS_OF_TWO_GROUPS
+    return 2 if two else 1
 
 
 def _mixable_segments(
@@ -149,11 +149,3 @@ def _mixable_segments(
         f"--offline-fraction: the store has no data of {game} under {atari.describe(config.protocol)} "
         f"that all models have encoded. {remedy}; or leave out --offline-fraction.",
     )
-
-
-def _encoded_by(snapshot: Snapshot, game: str, models: Sequence[str]) -> list[SegmentMeta]:
-    """Segments of a game that all the models have encoded."""
-    if game not in snapshot.games:
-        return []
-    done = [{e.segment for e in snapshot.embeddings(game, key)} for key in models]
-    return [m for m in snapshot.segments(game) if all(m.segment in each for each in done)]

@@ -141,9 +141,7 @@ def _data(folder: Path, config: OfflineRun | OnlineRun) -> FlatMap:
         assert flat is not None, "an offline run has data"
         return flat
     snapshot = take_snapshot(open_store(config.store))
-    done = [{e.segment for e in snapshot.embeddings(config.game, key)} for key in config.inputs]
-    metas = snapshot.segments(config.game) if config.game in snapshot.games else []
-    encoded = [m.segment for m in metas if all(m.segment in each for each in done)]
+    encoded = [m.segment for m in snapshot.segments_encoded_by(config.game, config.inputs)]
     if not encoded:
         called = ",".join(names.key_alias(key) for key in config.inputs)
         raise MissingError(
