@@ -111,12 +111,12 @@ def _is(spec: ModelSpec, request: Request) -> bool:
 
 
 def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
-    fitting = [key for key in ready if name in (key, names.key_alias(key))]
+    fitting = names.keys_named(ready, name)
     if len(fitting) > 1:
         raise _ambiguous(name, fitting)
     if fitting:
         return fitting[0]
-    known = [key for key in snapshot.models if name in (key, names.key_alias(key))]
+    known = names.keys_named(snapshot.models, name)
     options = name
     if len(known) == 1:
         # Spell out all options, so that the command makes exactly this model.

@@ -121,11 +121,9 @@ class GameData:
         Raises:
             UsageError: If no model fits, or several do.
         """
-        fitting = [
-            i for i, key in enumerate(self.models) if model in ("", key, names.key_alias(key))
-        ]
+        fitting = names.keys_named(self.models, model) if model else self.models
         if len(fitting) == 1:
-            return fitting[0]
+            return self.models.index(fitting[0])
         raise UsageError(
             "bad-option",
             f"{model or 'No model'} is not one of {', '.join(self.models)}. Give one of these keys.",

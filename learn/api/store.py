@@ -145,7 +145,7 @@ class Store:
         )
 
     def _key(self, model: str) -> str:
-        fitting = [key for key in self.models if model in (key, names.key_alias(key))]
+        fitting = names.keys_named(self.models, model)
         if len(fitting) == 1:
             return fitting[0]
         if fitting:

@@ -96,10 +96,9 @@ def named_model(models: Sequence[str], snapshot: Snapshot, name: str, option: st
     Raises:
         UsageError: If none of them, or several, have this name.
     """
-    fitting = [key for key in models if name in (key, names.key_alias(key))]
+    fitting = names.keys_named(models, name)
     if not fitting and ":" in name:
-        stored = stored_name(snapshot, name)
-        fitting = [key for key in models if stored in (key, names.key_alias(key))]
+        fitting = names.keys_named(models, stored_name(snapshot, name))
     if len(fitting) != 1:
         raise UsageError(
             "bad-option",

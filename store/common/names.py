@@ -15,6 +15,7 @@ No game or alias is a name such as `CON` or `nul`, which Windows treats as devic
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from wsa.store.common.errors import UsageError
 
@@ -73,6 +74,11 @@ def make_model_key(model_alias: str, identity: str) -> str:
 def key_alias(key: str) -> str:
     """Return the alias at the start of a model key."""
     return model_key(key).rsplit("-", 1)[0]
+
+
+def keys_named(keys: Iterable[str], name: str) -> list[str]:
+    """Return the keys that a name may stand for: it is the key itself, or its alias."""
+    return [key for key in keys if name in (key, key_alias(key))]
 
 
 def segment(name: str) -> str:

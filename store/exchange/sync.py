@@ -286,7 +286,7 @@ def _models(source: Snapshot, games: Sequence[str], wanted: Sequence[str]) -> se
         return encoded if games else encoded.union(source.models)
     keys = set()
     for name in wanted:
-        found = {key for key in source.models if name in (key, names.key_alias(key))}
+        found = names.keys_named(source.models, name)
         if not found:
             raise MissingError(
                 "not-encoded",
@@ -294,7 +294,7 @@ def _models(source: Snapshot, games: Sequence[str], wanted: Sequence[str]) -> se
                 f"{', '.join(source.models) or 'none at all'}: name these, or their aliases, with "
                 "--models.",
             )
-        keys |= found
+        keys.update(found)
     return keys
 
 

@@ -14,10 +14,12 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.networks.heads import ActorCritic, QNetwork
-from wsa.learn.runs.presence import can_lose
+from wsa.learn.runs.presence import can_lose, named_model
 from wsa.learn.runs.setup.warm_start import change_models, transfer
 from wsa.learn.training import checkpoint
 from wsa.store.common.errors import UsageError
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot
 
 SHAPES = {"vit-1": (2, 5), "map-2": (2, 4, 4, 3), "clip-3": (1, 7), "dino-4": (2, 5)}
 OPEN = [name for name in FUSIONS if can_lose(name)]
@@ -145,20 +147,28 @@ def test_a_network_of_another_size_is_refused(tmp_path: Path) -> None:
         take_over(network(["vit-1"]), ["vit-1"], bigger, ["vit-1"], tmp_path)
 
 
-def test_models_are_added_and_dropped_by_alias_or_key() -> None:
+def test_models_are_added_and_dropped() -> None:
     models = ["vit-000000000001", "vit-000000000002", "clip-000000000003"]
-    assert change_models(models, [], ["clip"], "wsa") == models[:2]
-    assert change_models(models, ["dino-000000000004"], [models[0]], "wsa") == [
+    assert change_models(models, [], {models[2]}, "wsa") == models[:2]
+    assert change_models(models, ["dino-000000000004"], {models[0]}, "wsa") == [
         *models[1:], "dino-000000000004",
     ]  # fmt: skip
-    assert change_models(models, [], [], "lin") == models
+    assert change_models(models, [], set(), "lin") == models
     with pytest.raises(UsageError, match="Use one of wsa, dpa, mean, uniform, single, un"):
-        change_models(models, [], ["clip"], "lin")
+        change_models(models, [], {models[2]}, "lin")
     for add, drop, message in (
-        ([], ["vit"], "--drop vit: the run's models are vit-000000000001"),
-        ([], ["lite0"], "--drop lite0: "),
-        ([models[0]], [], f"--add {models[0]}: the run already has this model"),
-        ([], models, "--drop leaves no model"),
+        ([models[0]], set(), f"--add {models[0]}: the run already has this model"),
+        ([], set(models), "--drop leaves no model"),
     ):
         with pytest.raises(UsageError, match=message):
             change_models(models, add, drop, "wsa")
+
+
+def test_a_model_to_drop_is_named_by_key_or_alias(tmp_path: Path) -> None:
+    models = ["vit-000000000001", "vit-000000000002", "clip-000000000003"]
+    store = Snapshot(open_store(str(tmp_path / "store"), create=True), {})
+    assert named_model(models, store, "clip", "--drop") == models[2]
+    assert named_model(models, store, models[0], "--drop") == models[0]
+    for name in ("vit", "lite0", "lite0:random"):
+        with pytest.raises(UsageError, match=f"--drop {name}: the run's models are vit-0000000000"):
+            named_model(models, store, name, "--drop")

@@ -19,6 +19,7 @@ from wsa.learn.configs.network import FrameStack, NetworkConfig, pixel_network
 from wsa.learn.envs import atari
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT, OfflineRun, OnlineRun, RunConfig, read_config
+from wsa.learn.runs.presence import named_model
 from wsa.learn.runs.setup.models import KeysOf, OnlineModels, by_default, context_key
 from wsa.learn.runs.setup.offline import make_offline
 from wsa.learn.runs.setup.online import make_online
@@ -89,7 +90,7 @@ def configure(
             )
     network = _network_of(request, before) if before else request.network_config
     if before and before.models and not pixels:
-        models, context = begin_from(request, before, keys_of)
+        models, context = begin_from(request, before, snapshot, keys_of)
     elif request.models or pixels or before:
         models = keys_of(request.models) if request.models else []
         context = context_key(request.method.context or MEAN_CONTEXT, models, keys_of)
@@ -169,7 +170,9 @@ def _other_network(request: RunRequest, asked: str, own: str) -> UsageError:
     )
 
 
-def begin_from(request: RunRequest, before: RunConfig, keys_of: KeysOf) -> tuple[list[str], str]:
+def begin_from(
+    request: RunRequest, before: RunConfig, snapshot: Snapshot, keys_of: KeysOf
+) -> tuple[list[str], str]:
     """Models and context of a run that starts from another.
 
     Raises:
@@ -177,7 +180,8 @@ def begin_from(request: RunRequest, before: RunConfig, keys_of: KeysOf) -> tuple
     """
     start = request.start
     added = keys_of(start.add) if start.add else []
-    models = change_models(before.models, added, start.drop, before.network.fusion.name)
+    dropped = {named_model(before.models, snapshot, name, "--drop") for name in start.drop}
+    models = change_models(before.models, added, dropped, before.network.fusion.name)
     if request.models and keys_of(request.models) != models:
         raise UsageError(
             "bad-option",

@@ -67,9 +67,8 @@ class OnlineModels:
         alias = stored_name(snapshot, name)
         fitting = [
             key
-            for key in snapshot.models
-            if alias in (key, names.key_alias(key))
-            and read_spec(snapshot, key).game in ("", self._game)
+            for key in names.keys_named(snapshot.models, alias)
+            if read_spec(snapshot, key).game in ("", self._game)
         ]
         if len(fitting) > 1:
             raise UsageError(
@@ -106,7 +105,7 @@ def context_key(context: str, models: Sequence[str], keys_of: KeysOf) -> str:
     """Key of the model that gives the context: a fused one, or another."""
     if context in ("", MEAN_CONTEXT):
         return context
-    fitting = [key for key in models if context in (key, names.key_alias(key))]
+    fitting = names.keys_named(models, context)
     if len(fitting) > 1:
         raise UsageError(
             "bad-option",

@@ -25,19 +25,19 @@ from wsa.store.common.errors import UsageError
 
 
 def change_models(
-    models: Sequence[str], add: Sequence[str], drop: Sequence[str], fusion: str
+    models: Sequence[str], add: Sequence[str], drop: set[str], fusion: str
 ) -> list[str]:
     """Model keys after dropping some and appending others.
 
     Args:
         models: Keys of the models of the run to start from.
         add: Keys to add.
-        drop: Aliases or keys to drop.
+        drop: Keys to drop.
         fusion: Fusion of that run.
 
     Raises:
-        UsageError: If a model to drop is not there, one to add already is, none is left, or the
-            fusion needs all its models.
+        UsageError: If a model to add is already there, none is left, or the fusion needs all its
+            models.
     """
     if (add or drop) and not fusion_class(fusion).per_model:
         able = ", ".join(name for name in FUSIONS if fusion_class(name).per_model)
@@ -46,16 +46,7 @@ def change_models(
             f"--add and --drop: with --fusion {fusion}, the length of the state vector depends on the "
             f"models, so a trained head cannot continue with other models. Use one of {able}.",
         )
-    remaining = list(models)
-    for name in drop:
-        fitting = [key for key in remaining if name in (key, names.key_alias(key))]
-        if len(fitting) != 1:
-            raise UsageError(
-                "bad-option",
-                f"--drop {name}: the run's models are {', '.join(models)}. Name one of them; "
-                "use the key if an alias fits several.",
-            )
-        remaining.remove(fitting[0])
+    remaining = [key for key in models if key not in drop]
     for key in add:
         if key in remaining:
             raise UsageError(
