@@ -189,11 +189,11 @@ class Bench:
         for model in json.loads((report / "run.json").read_text())["models"]:
             seconds = {f"s {stage}": spent for stage, spent in model["seconds"].items()}
             add(
-                what=model["model"], passes=model["passes"], fitted=model["strip_passes"],
+                what=model["model"], passes=model["passes"], fitted=model["fit_passes"],
                 **seconds, engine=model["engine"],
             )  # fmt: skip
         whole = {"s in all": done["seconds"], "passes/s": done["passes"] / done["seconds"]}
-        add(what="the command", passes=done["passes"], fitted=done["strip_passes"], **whole)
+        add(what="the command", passes=done["passes"], fitted=done["fit_passes"], **whole)
 
     def engines(self, model: str, precision: Precision, engine: str) -> Engines:
         """The engines of a model, and what the gate measures them on."""

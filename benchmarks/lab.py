@@ -125,7 +125,7 @@ def filled(o: Options, store: Path, steps: int, seed: int) -> tuple[Cost, Cost]:
         sys.executable, "encode", *where, f"--models={o.models}", f"--output={o.output}",
         "--scheduler=inproc",
     )  # fmt: skip
-    return Cost(*collected), Cost(*encoded, said["passes"] + said["strip_passes"])
+    return Cost(*collected), Cost(*encoded, said["passes"] + said["fit_passes"])
 
 
 def trained(o: Options, store: Path, bench: Path) -> tuple[Cost, Cost]:

@@ -91,13 +91,13 @@ def play(game: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def reductions(shared: Tensor) -> dict[str, list[Map]]:
-    """Reductions of a grid to each of `SIZES`, fitted on the strip's feature maps if at all."""
+    """Reductions of a grid to each of `SIZES`, fitted on the probe frames' feature maps if at all."""
     shared = grid(shared)
     full_basis = bases.fit(shared, len(shared) - 1)
     return {
-        "PCA of the strip": [lambda own, k=k: full_basis(own)[:, :k] for k in SIZES],
-        "PCA of the strip's channels": [channels(shared, round(k / SIDE**2)) for k in SIZES],
-        "separable PCA of the strip": [separable(shared, k) for k in SIZES],
+        "PCA of the probe frames": [lambda own, k=k: full_basis(own)[:, :k] for k in SIZES],
+        "PCA of the probe frames' channels": [channels(shared, round(k / SIDE**2)) for k in SIZES],
+        "separable PCA of the probe frames": [separable(shared, k) for k in SIZES],
         "random projection": [projection(shared[0].numel(), k) for k in SIZES],
     }
 
@@ -196,7 +196,7 @@ def measure(folder: Path, model: str, game: str) -> None:
         named_rows: Iterable[tuple[str, Tensor]] = [("gray pixels 42x32", rows)]
     else:
         game_maps = maps(folder, model, game, np.split(frames, SEEDS))
-        named_rows = outputs(game_maps, strip_reductions(folder, model), train)
+        named_rows = outputs(game_maps, probe_reductions(folder, model), train)
     scores = []
     for name, rows in named_rows:
         r2 = dict(zip(names, probe(rows, targets, train), strict=True))
@@ -206,9 +206,9 @@ def measure(folder: Path, model: str, game: str) -> None:
 
 
 @functools.cache
-def strip_reductions(folder: Path, model: str) -> dict[str, list[Map]]:
+def probe_reductions(folder: Path, model: str) -> dict[str, list[Map]]:
     return reductions(
-        maps(folder, model, "strip", [part.frames for part in probe_frames.load_frames()])
+        maps(folder, model, "probe-frames", [part.frames for part in probe_frames.load_frames()])
     )
 
 

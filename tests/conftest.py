@@ -62,7 +62,7 @@ def _load(name: str, folder: Path = HERE) -> ModuleType:
     return module
 
 
-# Shorten the strip, here and in every process that a test starts.
+# Shorten the probe frames, here and in every process that a test starts.
 _load("sitecustomize", HERE / "short")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(HERE / "short"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -196,8 +196,8 @@ def every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def whole_strip() -> Iterator[None]:
-    """The strip and the probe frames that wsa ships, in this process."""
+def all_probe_frames() -> Iterator[None]:
+    """All probe frames that wsa ships, in this process."""
     from wsa.encode.registration import probe_frames
 
     with pytest.MonkeyPatch.context() as patch:

@@ -201,7 +201,7 @@ def _write_report(o: EncodeOptions, report: EncodeReport) -> None:
 
 def _print(report: EncodeReport) -> None:
     rows = [
-        [of.model, one.spec.title, of.objects, of.passes, of.copied, of.strip_passes]
+        [of.model, one.spec.title, of.objects, of.passes, of.copied, of.fit_passes]
         for one, of in zip(report.models, report.totals, strict=True)
     ]
     columns = ["key", "model", "objects", "passes made", "passes saved", "basis passes"]
@@ -391,7 +391,7 @@ def _estimated(o: EncodeOptions, asked: _Asked) -> _Estimates:
         dry_run.estimate(snapshot, request, games, measured, workers)
         for request, measured in zip(requests, measurement.models, strict=True)
     ]
-    fitted = [of.strip for of in models]
+    fitted = [of.fit for of in models]
     each = dry_run.worker_bytes(snapshot, games, o.worker.device, measurement, fitted)
     script = cluster.job_script(o.slurm) if o.worker.scheduler == "slurm" else ""
     return _Estimates(models, games, workers, each, script)
@@ -421,7 +421,7 @@ def _show(o: EncodeOptions, found: _Estimates) -> int:
                 e.objects,
                 e.passes,
                 e.copies,
-                e.strip,
+                e.fit,
                 terminal.size(e.bytes),
                 e.engine,
                 e.minutes,

@@ -1,10 +1,10 @@
 """Reduce a grid of features to a few hundred numbers by a frozen linear map.
 
 Pooled features lose small things, such as a ball; a grid keeps them but is large (7 x 7 x 1280).
-There are two kinds of map. A principal component analysis is fitted once, on the strip of all games
-or on frames of one game. It has two steps, so that it takes megabytes instead of hundreds of them:
-first the channels, with the same map at every position of the grid, to at most `CHANNELS`; then the
-whole grid. docs/design/003-output.md measures the cost of the first step. A random projection needs
+There are two kinds of map. A principal component analysis is fitted once, on the probe frames of
+all games or on frames of one game. It has two steps, so that it takes megabytes instead of hundreds
+of them: first the channels, with the same map at every position of the grid, to at most `CHANNELS`;
+then the whole grid. docs/design/003-output.md measures the cost of the first step. A random projection needs
 no fit: its matrix is drawn from a fixed seed, so nothing needs to be stored.
 """
 
@@ -136,17 +136,17 @@ def in_rows(function: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     return torch.cat(reduced)
 
 
-def recipe(strip: str) -> str:
-    """Return the part of a model's identity that stands for a basis fitted on the strip.
+def recipe(probe_frames: str) -> str:
+    """Return the part of a model's identity that stands for a basis fitted on the probe frames.
 
-    It hashes the method and the strip instead of the basis's bytes. Fits on two machines differ in
-    the last bits (by 0.0003 of a game's step for EfficientNet-Lite0), but two labs that encode with
-    the same model should get the same key.
+    It hashes the method and the probe frames instead of the basis's bytes. Fits on two machines
+    differ in the last bits (by 0.0003 of a game's step for EfficientNet-Lite0), but two labs that
+    encode with the same model should get the same key.
 
     Args:
-        strip: Digest of the strip.
+        probe_frames: Digest of the probe frames.
     """
-    return hashing.identity(["pca of channels, then of the grid", CHANNELS, strip])
+    return hashing.identity(["pca of channels, then of the grid", CHANNELS, probe_frames])
 
 
 def random_recipe() -> str:

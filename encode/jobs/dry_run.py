@@ -63,7 +63,7 @@ class Estimate:
         objects: Number of embedding objects to write.
         passes: Number of frames, or windows of frames, to run through the model.
         copies: Number of frames or windows whose embedding is copied.
-        strip: Number of frames of the strip, or of a game, to run to fit the model's basis.
+        fit: Number of probe frames, or of frames of a game, to run to fit the model's basis.
         bytes: Size of the embeddings before compression, which saves about a third.
         engine: Engine that would run the model; `none` if it has no network.
         minutes: Time in minutes, from the engine's measured rate.
@@ -73,7 +73,7 @@ class Estimate:
     objects: int
     passes: int
     copies: int
-    strip: int
+    fit: int
     bytes: int
     engine: str
     minutes: float
@@ -133,7 +133,7 @@ def estimate(
         objects=len(plan.items),
         passes=plan.passes,
         copies=plan.copies,
-        strip=fit,
+        fit=fit,
         bytes=2 * numbers * sum(item.inputs for item in plan.items),
         engine=measured.engine,
         # One worker alone fits a basis.
@@ -246,7 +246,7 @@ def worker_bytes(
     # A row is held as float32, as float16, in the joined array, and compressed.
     tasks = at_once * (COPIES_OF_FRAMES * frames + window_bytes + 10 * embeddings)
     waiting = TASKS_A_THREAD * at_once * 4 * embeddings
-    screen = max(frame_bytes, LARGEST_SCREEN)  # The strip has the largest screens too.
+    screen = max(frame_bytes, LARGEST_SCREEN)  # The probe frames have the largest screens too.
     fit = max(
         count * (m.window * screen + COPIES_OF_FEATURES * 4 * m.features)
         for count, m in zip(fitted, found.models, strict=True)

@@ -38,7 +38,7 @@ class ModelTotals:
         inputs: Number of their frames, or windows of frames.
         passes: Number of inputs that went through the model.
         copied: Number of inputs whose embedding was copied from an equal input.
-        strip_passes: Number of frames that the basis was fitted on.
+        fit_passes: Number of frames that the basis was fitted on.
         set_aside: Number of segments that failed every attempt.
         failed_attempts: Number of attempts that failed.
         passes_a_second_of_a_worker: Passes per second while the model ran.
@@ -52,7 +52,7 @@ class ModelTotals:
     inputs: int
     passes: int
     copied: int
-    strip_passes: int
+    fit_passes: int
     set_aside: int
     failed_attempts: int
     passes_a_second_of_a_worker: float
@@ -124,7 +124,7 @@ class EncodeReport:
             inputs=sum(d.inputs for d in done),
             passes=passes,
             copied=sum(d.copied for d in done),
-            strip_passes=one.fitted,
+            fit_passes=one.fitted,
             set_aside=sum(f.model == key for f in self.failed),
             failed_attempts=sum(f.model == key for f in self.failures),
             passes_a_second_of_a_worker=passes / running if running else 0.0,
@@ -150,7 +150,7 @@ class EncodeReport:
             "set_aside": [{"attempts": f.attempts, **_failure(f)} for f in self.failed],
             "passes": self.passes,
             "copied": self.copied,
-            "strip_passes": sum(one.fitted for one in self.models),
+            "fit_passes": sum(one.fitted for one in self.models),
             "seconds": self.seconds,
         }
 

@@ -217,7 +217,7 @@ def _threads(encoder: Encoder, frames: NDArray[Any]) -> CheckResult:
 
 
 def _screens(encoder: Encoder, window: int, shape: tuple[int, ...]) -> CheckResult:
-    """Check that screens of every height in the strip give embeddings of the same shape."""
+    """Check that screens of every height in the probe frames give embeddings of the same shape."""
     by_height = {
         part.frames.shape[1]: probe_frames.pairs_in_windows(part.frames[:2], window)
         for part in probe_frames.load_frames()

@@ -32,7 +32,7 @@ from wsa.store.objects.snapshot import Snapshot
 
 MAX_ENGINE_ERROR = 0.01
 GAME_PAIRS = 16
-PROBE = "strip"
+PROBE = "probe frames"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class EngineChoice:
     Attributes:
         engine: Name of the engine.
         rate: Frames per second in the measuring process, with preprocessing.
-        errors: Step-relative errors relative to PyTorch in fp32, on the `strip` and by game.
+        errors: Step-relative errors relative to PyTorch in fp32, on the probe frames and by game.
         left_out: Other engines, with the reason why each was not chosen.
         network: Whether there is a network to run; `palette` and `objects` have none, so the
             engine does nothing.

@@ -1,4 +1,4 @@
-"""Fit the reduction of a model's output on the strip or a game, or return the shipped one."""
+"""Fit the reduction of a model's output on probe frames or a game, or return the shipped one."""
 
 from __future__ import annotations
 

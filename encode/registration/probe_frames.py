@@ -1,9 +1,9 @@
-"""Load the strip: eight real frames of every ALE game, which are shipped with wsa.
+"""Load the probe frames: eight real frames of every ALE game, which are shipped with wsa.
 
-Bases that reduce a model's output are fitted on it, so that the embeddings of two labs agree
+Bases that reduce a model's output are fitted on them, so that the embeddings of two labs agree
 without any exchange. A model's probe vectors are its embeddings of a few of these frames.
-`benchmarks/making/make_strip.py` made the file and says how. Changing one byte of it changes model
-keys.
+`benchmarks/making/make_probe_frames.py` made the file and says how. Changing one byte of it changes
+model keys.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROBE_GAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class GameFrames:
-    """One game's part of the strip.
+    """One game's part of the probe frames.
 
     Attributes:
         game: ALE game id.
@@ -46,7 +46,7 @@ class GameFrames:
 
 
 def load_frames() -> list[GameFrames]:
-    """Load the whole strip, sorted by game."""
+    """Load the probe frames, sorted by game."""
     with np.load(PATH, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     palettes = np.split(arrays["palette"], np.cumsum(arrays["colours"])[:-1])
@@ -69,7 +69,7 @@ def probe_inputs(window: int = 1, game: str = "") -> NDArray[np.uint8]:
     Returns:
         Frames (16, 210, 160, 3) uint8 RGB: a pair of consecutive frames of each of `PROBE_GAMES`,
         so that an error can be compared with the change from one step to the next. If `game` is in
-        the strip, its four pairs (8, H, W, 3). For a model with a window, windows
+        the probe frames, its four pairs (8, H, W, 3). For a model with a window, windows
         (n, window, H, W, 3) from `pairs_in_windows`.
     """
     pairs = _game_frames(game) if game else None
@@ -106,5 +106,5 @@ def _game_frames(game: str) -> NDArray[np.uint8] | None:
 
 
 def frames_digest() -> str:
-    """Return the hex blake3-256 of the strip's file."""
+    """Return the hex blake3-256 of the probe frames' file."""
     return hashing.checksum(PATH.read_bytes())

@@ -90,7 +90,7 @@ def register(
         max_step_error: Largest step-relative error of a reduced precision.
         device: Device to run on.
         engine: Inference engine; `auto` is the fastest accurate one.
-        games: Games on which to check a reduced precision, besides the strip.
+        games: Games on which to check a reduced precision, besides the probe frames.
 
     Raises:
         MissingError: If the weights are not found.
@@ -256,7 +256,7 @@ def measure_engines(
         request: Model that the user asks for.
         device: Device to run on.
         engine: Inference engine.
-        games: Games on which to measure a reduced precision, besides the strip.
+        games: Games on which to measure a reduced precision, besides the probe frames.
 
     Returns:
         The engines, still without a basis; the model; and its identity.

@@ -152,7 +152,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         shape: Shape of one embedding.
         source: Origin of the weights, from `wsa.encode.models.registry.Request.recorded`.
         licence: License of the weights, as their publisher states it.
-        step_error: Step-relative error of this precision against fp32 on the probe strip.
+        step_error: Step-relative error of this precision against fp32 on the probe frames.
         libraries: Versions of the libraries that computed the probe vectors.
     """
 

@@ -49,7 +49,7 @@ def test_every_alias_is_listed_with_its_license(wsa):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("whole_strip", "networks")
+@pytest.mark.usefixtures("all_probe_frames", "networks")
 def test_check_passes_a_steady_model_and_fails_a_noisy_one(wsa):
     code, out, _ = wsa("models", "check", "cli_networks:steady")
     assert code == 0 and len(out.splitlines()) == 14
@@ -86,7 +86,7 @@ def test_a_dry_run_reports_a_fitted_output_and_writes_nothing(wsa, tmp_path, kit
     )  # fmt: skip
     (line,) = outcome.json["models"].values()
     assert line["objects"] == 1 and line["passes"] > 0 and line["bytes"] > 0
-    assert line["strip"] == line["passes"], "the basis is fitted on all frames of the game"
+    assert line["fit"] == line["passes"], "the basis is fitted on all frames of the game"
     assert not list((tmp_path / "store").glob("models/*"))
 
 
@@ -107,7 +107,7 @@ def test_every_output_is_estimated(output, numbers, fitted, in_memory, kit):
     asked = (snapshot, request, ["Pong"])
     found = estimate(*asked, measure_model(*asked, "cpu", "torch")[0])
     (meta,) = snapshot.segments()
-    strip = sum(len(part.frames) for part in probe_frames.load_frames())
+    fit = sum(len(part.frames) for part in probe_frames.load_frames())
     assert found.bytes == 2 * numbers * meta.frames
-    assert found.strip == (strip if fitted else 0)
+    assert found.fit == (fit if fitted else 0)
     assert take_snapshot(in_memory).models == []

@@ -20,7 +20,7 @@ def test_collecting_and_encoding_again_do_nothing(filled, key, unchanged):
         assert filled(*COLLECT, "--json").json["segments"] == 0
         report = filled(*ENCODE, "--json").json
     assert (report["objects"], report["passes"], report["copied"]) == (0, 0, 0)
-    assert (report["present"], report["strip_passes"]) == (4, 0)
+    assert (report["present"], report["fit_passes"]) == (4, 0)
     # A model that is named twice is encoded once; a stored key has the output it was made with.
     assert filled(*ENCODE[:2], f"{MODEL},{MODEL}", *ENCODE[3:], "--json").json["present"] == 4
     by_key = filled("encode", "--models", key, "--scheduler", "inproc", "--json").json

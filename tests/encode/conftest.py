@@ -53,22 +53,24 @@ Frames = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="session")
-def strip() -> list[probe_frames.GameFrames]:
+def shipped() -> list[probe_frames.GameFrames]:
     """All probe frames that wsa ships, loaded once."""
     parts: list[probe_frames.GameFrames] = probe_frames.whole["load_frames"]()  # type: ignore[attr-defined]
     return parts
 
 
 @pytest.fixture
-def whole_strip(whole_strip: None, strip: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def all_probe_frames(
+    all_probe_frames: None, shipped: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The probe frames as wsa ships them, instead of the few that tests use."""
-    monkeypatch.setattr(probe_frames, "load_frames", lambda: list(strip))
+    monkeypatch.setattr(probe_frames, "load_frames", lambda: list(shipped))
 
 
 @pytest.fixture(scope="session")
-def frames(strip: list[probe_frames.GameFrames]) -> Frames:
+def frames(shipped: list[probe_frames.GameFrames]) -> Frames:
     """Sixteen real frames, pairs of consecutive steps of eight games, (16, 210, 160, 3)."""
-    parts = {part.game: part.frames for part in strip}
+    parts = {part.game: part.frames for part in shipped}
     games: tuple[str, ...] = probe_frames.whole["PROBE_GAMES"]  # type: ignore[attr-defined]
     return np.concatenate([parts[game][4:6] for game in games])
 

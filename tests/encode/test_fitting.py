@@ -50,7 +50,7 @@ def test_a_basis_of_a_game_is_fitted_once_on_its_frames(
     fill(store, [[90, 91]], "Breakout")
     request = small("a", OWN)
     assert fit_reduction.frames_needed(take_snapshot(store), parse_output(OWN)) == FRAMES
-    assert estimate_job(take_snapshot(store), request, ["Pong"]).strip == FRAMES
+    assert estimate_job(take_snapshot(store), request, ["Pong"]).fit == FRAMES
     (model,) = encode_all(store, request).models
     assert model.fitted == FRAMES and model.spec.shape == (8,)
     frames = [noise(i) for part in SEGMENTS for i in part]
@@ -61,7 +61,7 @@ def test_a_basis_of_a_game_is_fitted_once_on_its_frames(
     again = encode_all(store, request)
     assert [(m.spec.key, m.fitted) for m in again.models] == [(model.spec.key, 0)]
     assert again.passes == 3 and take_snapshot(store).models == [model.spec.key]
-    assert estimate_job(take_snapshot(store), request, ["Pong"]).strip == 0
+    assert estimate_job(take_snapshot(store), request, ["Pong"]).fit == 0
     assert open_model(take_snapshot(store), model.spec.key).basis is not None
     assert verify(store).damage == ()
 
@@ -190,7 +190,7 @@ def test_each_geometry_and_output_is_a_model_of_its_own(
     for request in requests:
         estimate = estimate_job(snapshot, request, ["Pong"])
         assert find_model(snapshot, request)
-        assert estimate.passes == estimate.objects == estimate.strip == 0
+        assert estimate.passes == estimate.objects == estimate.fit == 0
     for spec in specs:
         assert spec and open_model(snapshot, spec.key).passes == 0
 

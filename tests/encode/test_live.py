@@ -94,8 +94,8 @@ def test_cached_embeddings_equal_live_ones_to_the_last_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # Three models, 832 frames of the strip each.
-@pytest.mark.usefixtures("whole_strip")
+@pytest.mark.timeout(1200)  # Three models, 832 probe frames each.
+@pytest.mark.usefixtures("all_probe_frames")
 def test_cached_embeddings_of_lite_models_equal_live_ones(
     encode_frames: EncodeFrames, frames: Frames
 ) -> None:

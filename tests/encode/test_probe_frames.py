@@ -19,7 +19,7 @@ from wsa.store.common import hashing
 DIGEST = "26a8970622fb07500c3fd4c331b05da3afa2082894f8198413eff2319842edcf"
 
 
-pytestmark = pytest.mark.usefixtures("whole_strip")
+pytestmark = pytest.mark.usefixtures("all_probe_frames")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,9 @@ def maker() -> Iterator[ModuleType]:
     folder = Path(__file__).parents[2] / "benchmarks/making"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))  # The script imports its neighbors.
-        spec = importlib.util.spec_from_file_location("make_strip", folder / "make_strip.py")
+        spec = importlib.util.spec_from_file_location(
+            "make_probe_frames", folder / "make_probe_frames.py"
+        )
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -39,33 +41,33 @@ def test_the_file_never_changes() -> None:
     assert probe_frames.PATH.stat().st_size < 1 << 20
 
 
-def test_the_strip_has_eight_frames_of_every_game(strip: list[probe_frames.GameFrames]) -> None:
-    assert [part.game for part in strip] == list(games.games())
-    assert all(part.frames.dtype == np.uint8 for part in strip)
-    shapes = collections.Counter(part.frames.shape for part in strip)
+def test_there_are_eight_frames_of_every_game(shipped: list[probe_frames.GameFrames]) -> None:
+    assert [part.game for part in shipped] == list(games.games())
+    assert all(part.frames.dtype == np.uint8 for part in shipped)
+    shapes = collections.Counter(part.frames.shape for part in shipped)
     heights = {210: 91, 214: 1, 220: 1, 230: 1, 250: 10}
     assert shapes == {(8, height, 160, 3): count for height, count in heights.items()}
 
 
-def test_all_frames_of_a_game_differ(strip: list[probe_frames.GameFrames]) -> None:
-    for part in strip:
+def test_all_frames_of_a_game_differ(shipped: list[probe_frames.GameFrames]) -> None:
+    for part in shipped:
         assert len({hashing.frame_digest(frame) for frame in part.frames}) == 8, part.game
 
 
 @pytest.mark.variants
 @pytest.mark.parametrize("game", ["Pong", "Tetris", "Adventure"])
 def test_the_emulator_shows_the_same_frames(
-    game: str, strip: list[probe_frames.GameFrames], maker: ModuleType
+    game: str, shipped: list[probe_frames.GameFrames], maker: ModuleType
 ) -> None:
-    frames = next(part.frames for part in strip if part.game == game)
+    frames = next(part.frames for part in shipped if part.game == game)
     np.testing.assert_array_equal(frames, maker.play(game))
 
 
 @pytest.mark.slow
 def test_packing_the_frames_gives_the_same_bytes(
-    strip: list[probe_frames.GameFrames], maker: ModuleType
+    shipped: list[probe_frames.GameFrames], maker: ModuleType
 ) -> None:
-    packed = maker.pack({part.game: part.frames for part in strip})
+    packed = maker.pack({part.game: part.frames for part in shipped})
     # Compressed bytes depend on the version of zlib, so compare the arrays.
     other = np.load(io.BytesIO(packed), allow_pickle=False)
     with np.load(probe_frames.PATH, allow_pickle=False) as own:

@@ -251,7 +251,7 @@ def check_one(name: str, what: str, output: str = "pooled") -> check.CheckResult
         ("timm:test_resnet:random", "map"),
     ],
 )
-def test_a_correct_model_passes_every_check(name: str, output: str, whole_strip: None) -> None:
+def test_a_correct_model_passes_every_check(name: str, output: str, all_probe_frames: None) -> None:
     threads = torch.get_num_threads()
     results = check_all(name, output)
     assert len(results) == 14 and all(result.ok for result in results.values()), results
@@ -272,14 +272,14 @@ def test_a_correct_model_passes_every_check(name: str, output: str, whole_strip:
     ],
 )
 def test_each_fault_of_a_model_fails_a_check(
-    name: str, what: str, details: str, whole_strip: None
+    name: str, what: str, details: str, all_probe_frames: None
 ) -> None:
     result = check_one(f"user_nets:{name}", what)
     assert not result.ok and details in result.found
 
 
 def test_a_check_reports_the_chosen_engine_and_why_not_the_others(
-    every_engine: None, whole_strip: None
+    every_engine: None, all_probe_frames: None
 ) -> None:
     report = check_one("user_nets:dense", "engines").found
     measured = r"[\d,.]+ frames/s, step error [\d.e-]+"

@@ -126,7 +126,7 @@ def test_preprocessing_folds_a_window_into_channels(frames: Frames) -> None:
         assert torch.equal(one, preprocess(frame_window, how).flatten(0, 1))
 
 
-@pytest.mark.usefixtures("whole_strip")
+@pytest.mark.usefixtures("all_probe_frames")
 @pytest.mark.parametrize("window", [2, 4])
 def test_probe_windows_are_pairs_of_consecutive_steps(window: int, frames: Frames) -> None:
     windows = probe_frames.probe_inputs(window)

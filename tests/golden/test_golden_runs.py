@@ -16,7 +16,7 @@ import command_kit
 import pytest
 
 HERE = Path(__file__).parent / "528a08d"
-pytestmark = pytest.mark.usefixtures("whole_strip")  # What the models' probes were taken on.
+pytestmark = pytest.mark.usefixtures("all_probe_frames")  # What the models' probes were taken on.
 GAME = "Centipede"
 # A model's output, and the objects, passes, and copies that are left: the DQN run recorded four
 # segments with only its own two models.
@@ -115,7 +115,7 @@ def test_a_golden_store_is_encoded(golden, model):
     for expected in (left, [0, 0, 0]):
         report = run("encode", "--models", model, *options, "--store", str(golden / "store"))
         assert [report["objects"], report["passes"], report["copied"]] == expected
-        assert (report["strip_passes"], report["set_aside"]) == (0, [])
+        assert (report["fit_passes"], report["set_aside"]) == (0, [])
         if expected == left == [0, 0, 0]:
             break
 

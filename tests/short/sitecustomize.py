@@ -1,8 +1,8 @@
-"""A short strip: models are probed on 4 of 16 frames, and bases are fitted on 96 of 832.
+"""Fewer probe frames: models are probed on 4 of 16 frames, and bases are fitted on 96 of 832.
 
 Python imports this module when it starts with this folder on `PYTHONPATH`, which `tests/conftest.py`
 sets. So the tests and every process that they start agree on a model's probe. Tests that ask for
-`whole_strip` use the strip that wsa ships.
+`all_probe_frames` use the probe frames that wsa ships.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ NAME = "wsa.encode.registration.probe_frames"
 PROBED, FITTED = 2, 12  # Games.
 
 
-def shorten(strip: Any) -> None:
-    """Replace the functions of the module; `strip.whole` keeps the real ones."""
+def shorten(module: Any) -> None:
+    """Replace the functions of the module; `module.whole` keeps the real ones."""
     whole = {
-        name: getattr(strip, name) for name in ("load_frames", "PROBE_GAMES", "_single_frames")
+        name: getattr(module, name) for name in ("load_frames", "PROBE_GAMES", "_single_frames")
     }
     games = whole["PROBE_GAMES"][:PROBED]
 
@@ -36,11 +36,11 @@ def shorten(strip: Any) -> None:
     @functools.cache
     def probe() -> Any:
         frames = {part.game: part.frames for part in load()}
-        return strip.np.concatenate([frames[game][4:6] for game in games])
+        return module.np.concatenate([frames[game][4:6] for game in games])
 
-    strip.whole = whole
-    strip.load_frames = lambda: list(load())
-    strip.PROBE_GAMES, strip._single_frames = games, probe
+    module.whole = whole
+    module.load_frames = lambda: list(load())
+    module.PROBE_GAMES, module._single_frames = games, probe
 
 
 class _Finder:

@@ -1,6 +1,6 @@
 """Make `encode/registration/probe_frames.npz`, the same bytes each time.
 
-    python benchmarks/making/make_strip.py
+    python benchmarks/making/make_probe_frames.py
 
 It holds eight real frames of every ALE game. Every game is played with random actions under the
 classic protocol. From its first 400 steps, four pairs of consecutive frames are kept, spread over
