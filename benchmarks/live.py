@@ -147,7 +147,7 @@ class PlainLoop:
         """Play random actions."""
         actions = len(self.config.protocol.actions)
         played = self.env.step(self._generator.integers(actions, size=CONFIG.num_envs))
-        self._frames = games.pictures(played[0])
+        self._frames = games.rgb_frames(played[0])
 
     def shrink(self, encoders: Sequence[Encoder]) -> None:
         """Resize the screens once for all models that share it."""

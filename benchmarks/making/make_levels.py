@@ -43,7 +43,7 @@ def screens(game: str) -> NDArray[np.uint8]:
         actions = np.where(stays, actions, generator.integers(len(stated.actions), size=ENVS))
         observations, *_ = env.step(actions)
         if step % EVERY == 0:
-            frames = torch.from_numpy(games.pictures(observations).copy())
+            frames = torch.from_numpy(games.rgb_frames(observations).copy())
             kept.append(shrink(frames, SEES.preprocessing())[:, 0].numpy())
     env.close()
     return np.concatenate(kept)

@@ -35,12 +35,12 @@ def play(game: str) -> NDArray[np.uint8]:
     generator = np.random.default_rng(SEED)
     env = games.make_env(game, stated, 1)
     observations, _ = env.reset(seed=SEED)
-    frames = [games.pictures(observations)[0].copy()]
+    frames = [games.rgb_frames(observations)[0].copy()]
     joined = []  # joined[t]: whether frames t and t + 1 are from one episode.
     for _ in range(STEPS):
         action = generator.integers(len(stated.actions), size=1)
         observations, _, terminated, truncated, _ = env.step(action)
-        frames.append(games.pictures(observations)[0].copy())
+        frames.append(games.rgb_frames(observations)[0].copy())
         joined.append(not (terminated | truncated)[0])
     env.close()
     firsts = choose([hashing.frame_digest(frame) for frame in frames], joined)

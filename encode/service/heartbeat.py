@@ -114,7 +114,7 @@ def newest_heartbeats(backend: Backend) -> dict[str, tuple[str, float]]:
     """Return path and time of each service's newest heartbeat, by service, latest first."""
     newest: dict[str, tuple[str, float]] = {}
     for entry in backend.list(names.SERVICES):
-        if names.is_sign(entry.path):
+        if names.is_service_file(entry.path):
             service = entry.path.removeprefix(f"{names.SERVICES}/").partition("-")[0]
             newest[service] = max(newest.get(service, ("", 0.0)), (entry.path, entry.modified))
     latest = sorted(newest, key=lambda service: -newest[service][1])[:MAX_SERVICES]
@@ -180,7 +180,7 @@ class HeartbeatThread:
             heartbeat = self._read()
             with contextlib.suppress(WsaError):
                 number += 1
-                path = names.sign_path(heartbeat.service, number)
+                path = names.heartbeat_path(heartbeat.service, number)
                 put.append(path)  # First, since an error may follow a successful write.
                 self._backend.put_new(path, hashing.canonical(heartbeat))
                 self._remove(put, 1)

@@ -37,7 +37,7 @@ import zarr
 from numpy.typing import NDArray
 
 from wsa.learn.collect.recorder import NO_ACTION
-from wsa.learn.collect.sources import Episode, Facts, make_episode, refuse_screens
+from wsa.learn.collect.sources import Episode, PartialProtocol, make_episode, refuse_screens
 from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 from wsa.store.common.errors import MissingError, UsageError
@@ -214,7 +214,7 @@ class Arrays:
         if frames.ndim == 3:
             palette = np.asarray(self._arrays["palette"])
             if frames.max() >= len(palette):
-                raise self._refuse(f"{name} shows colour {frames.max()} of {len(palette)}")
+                raise self._refuse(f"{name} shows color {frames.max()} of {len(palette)}")
             frames = palette[frames]
         if name == "frames" and self._digests is not None:
             # Zarr returns zeros for a missing chunk.
@@ -283,10 +283,10 @@ def _open(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     return arrays, attributes
 
 
-def _stated_facts(name: str, attributes: Mapping[str, Any]) -> tuple[str, str, Facts]:
+def _stated_facts(name: str, attributes: Mapping[str, Any]) -> tuple[str, str, PartialProtocol]:
     """Return the game, policy, and facts from an export's attributes; empty for other arrays."""
     if "wsa_export" not in attributes:
-        return "", "", Facts()
+        return "", "", PartialProtocol()
     try:
         runs = list(attributes["runs"].values())
         protocols = {msgspec.convert(run["protocol"], Protocol) for run in runs}
@@ -303,5 +303,5 @@ def _stated_facts(name: str, attributes: Mapping[str, Any]) -> tuple[str, str, F
             "stores, not mixtures: 'wsa merge' brings everything of one store into another.",
         )
     played = msgspec.structs.asdict(protocols.pop())
-    facts = {field: played[field] for field in Facts.__dataclass_fields__}
-    return game, "+".join(policies), Facts(**facts)
+    facts = {field: played[field] for field in PartialProtocol.__dataclass_fields__}
+    return game, "+".join(policies), PartialProtocol(**facts)

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from wsa.learn.collect.palette import Colours, Pictures
+from wsa.learn.collect.palette import IndexedScreens, RGBScreens
 from wsa.learn.collect.recorder import Cut, Recorder
 from wsa.learn.envs import atari as games
 from wsa.learn.envs.policies import EachRandom, Policy
@@ -185,22 +185,22 @@ def collect(
     act = policy or EachRandom(len(plan.protocol.actions), plan.seed)
     envs = np.arange(plan.num_envs)
     last = max(start + length for pieces in plan.pieces for start, length in pieces[-1:])
-    colours = Colours()
+    converter = IndexedScreens()
     env = games.make_env(plan.game, plan.protocol, plan.num_envs)
-    writer = Writer(plan, backend, colours, games.emulator_identity(plan.game))
+    writer = Writer(plan, backend, converter, games.emulator_identity(plan.game))
     try:
         observations, info = env.reset(seed=plan.seed)
-        seen = colours.screens(observations, [recorder.wants(0) for recorder in recorders])
+        seen = converter.screens(observations, [recorder.wants(0) for recorder in recorders])
         for i, recorder in enumerate(recorders):
             recorder.begin(seen[i], int(info["lives"][i]))
         first = np.ones(plan.num_envs, np.bool_)
         for step in range(last):
-            actions = act(games.pictures(observations), first, envs)
+            actions = act(games.rgb_frames(observations), first, envs)
             observations, rewards, terminated, truncated, info = env.step(actions)
             wanted = [recorder.wants(step + 1) for recorder in recorders]
             first = ended = terminated | truncated
-            seen = colours.screens(observations, wanted)
-            final = colours.screens(info["final_obs"], ended & wanted) if ended.any() else seen
+            seen = converter.screens(observations, wanted)
+            final = converter.screens(info["final_obs"], ended & wanted) if ended.any() else seen
             for i, recorder in enumerate(recorders):
                 recorder.step(
                     int(actions[i]),
@@ -232,7 +232,7 @@ class Writer:
     Args:
         plan: The run to which the segments belong.
         backend: The store.
-        colours: The object that made the screens.
+        converter: The object that made the screens.
         emulator: See `SegmentMeta.emulator`.
 
     Attributes:
@@ -244,12 +244,12 @@ class Writer:
         self,
         plan: CollectPlan,
         backend: Backend,
-        colours: Colours | Pictures,
+        converter: IndexedScreens | RGBScreens,
         emulator: tuple[str, str],
     ) -> None:
         self._plan = plan
         self._backend = backend
-        self._colours = colours
+        self._converter = converter
         self._emulator = emulator
         self._thread = ThreadPoolExecutor(1, "commit")
         self._waiting: deque[Future[tuple[SegmentMeta, bool]]] = deque()
@@ -281,7 +281,7 @@ class Writer:
         plan = self._plan
         distinct = {row.screen.digest: row.screen for row in cut.rows}
         number = {digest: i for i, digest in enumerate(distinct)}
-        arrays = self._colours.frames(list(distinct.values()))
+        arrays = self._converter.frames(list(distinct.values()))
         digests = np.frombuffer(b"".join(distinct), np.uint8)
         arrays["digest"] = digests.reshape(-1, hashing.DIGEST_BYTES)
         arrays["frame"] = np.array([number[row.screen.digest] for row in cut.rows], np.int32)

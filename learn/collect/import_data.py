@@ -18,9 +18,9 @@ import numpy as np
 from wsa.learn.collect.array_source import Arrays
 from wsa.learn.collect.collect import CollectPlan, Writer, lacking
 from wsa.learn.collect.minari_source import open_minari
-from wsa.learn.collect.palette import UNSEEN, Pictures, Screen
+from wsa.learn.collect.palette import UNSEEN, RGBScreens, Screen
 from wsa.learn.collect.recorder import Recorder
-from wsa.learn.collect.sources import Episode, Facts, Source
+from wsa.learn.collect.sources import Episode, PartialProtocol, Source
 from wsa.learn.envs import atari as games
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
@@ -55,13 +55,15 @@ def open_source(kind: str, source: str) -> Source:
     return open_minari(source) if kind == "minari" else Arrays(path)
 
 
-def state_protocol(game: str, stated: Facts, asked: Facts, named: str = "") -> Protocol:
+def state_protocol(
+    game: str, stated: PartialProtocol, asked: PartialProtocol, named: str = ""
+) -> Protocol:
     """Return the full protocol by which imported data was played.
 
     Args:
         game: ALE game id.
-        stated: Facts that the data states.
-        asked: Facts that the user states.
+        stated: PartialProtocol that the data states.
+        asked: PartialProtocol that the user states.
         named: `classic` or `v5`, which fills in what the user does not state, or "".
 
     Raises:
@@ -213,13 +215,13 @@ def run_import(
     collection = plan.collection
     if not collection.missing:
         return []
-    pictures = Pictures()
+    converter = RGBScreens()
     recorder = Recorder(collection.pieces[0])
-    writer = Writer(collection, backend, pictures, EMULATOR)
+    writer = Writer(collection, backend, converter, EMULATOR)
     played = 0
     try:
         for episode in source.episodes():
-            for at, screen in enumerate(_screens(episode, recorder, pictures, played)):
+            for at, screen in enumerate(_screens(episode, recorder, converter, played)):
                 if not at:
                     recorder.begin(screen, int(episode.lives[0]))
                     continue
@@ -243,12 +245,12 @@ def run_import(
 
 
 def _screens(
-    episode: Episode, recorder: Recorder, pictures: Pictures, played: int
+    episode: Episode, recorder: Recorder, converter: RGBScreens, played: int
 ) -> Iterator[Screen]:
     """Yield an episode's screens, reading only those that a missing segment needs."""
     for start, stop in _blocks(episode):
         wanted = [recorder.wants(played + at) for at in range(start, stop)]
         if any(wanted):
-            yield from pictures.screens(episode.screens(start, stop)[:, None], wanted)
+            yield from converter.screens(episode.screens(start, stop)[:, None], wanted)
         else:
             yield from [UNSEEN] * (stop - start)

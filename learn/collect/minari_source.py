@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from wsa.learn.collect.sources import Episode, Facts, Source, make_episode, refuse_screens
+from wsa.learn.collect.sources import Episode, PartialProtocol, Source, make_episode, refuse_screens
 from wsa.learn.envs import atari as games
 from wsa.store.common.errors import MissingError, UsageError
 
@@ -66,7 +66,7 @@ class Minari:
         metadata = dataset.storage.metadata
         self._name = name
         self._dataset = dataset
-        self.game, self.facts = "", Facts()
+        self.game, self.facts = "", PartialProtocol()
         if dataset.env_spec is not None:
             self.game, self.facts = _environment(name, dataset.env_spec)
         self.policy = str(metadata.get("algorithm_name") or f"minari:{dataset.id}")
@@ -109,7 +109,7 @@ class Minari:
             )
 
 
-def _environment(name: str, spec: Any) -> tuple[str, Facts]:
+def _environment(name: str, spec: Any) -> tuple[str, PartialProtocol]:
     """Return the game, and how it was played, from a Gymnasium environment's spec."""
     options = spec.kwargs
     by_rom = {rom: game for game, rom in games.games().items()}
@@ -154,7 +154,7 @@ def _environment(name: str, spec: Any) -> tuple[str, Facts]:
     # The emulator's own limit counts frames, Gymnasium's counts steps.
     frames = options.get("max_num_frames_per_episode") or games.FRAME_SKIP * games.MAX_STEPS
     limits = (spec.max_episode_steps or games.MAX_STEPS, -(-frames // skip))
-    return game, Facts(
+    return game, PartialProtocol(
         frame_skip=skip,
         sticky=float(options.get("repeat_action_probability", 0.25)),
         full_action_space=bool(options.get("full_action_space", False)),

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn.envs.atari import pictures
+from wsa.learn.envs.atari import rgb_frames
 from wsa.store.common import hashing
 from wsa.store.format import arrays
 
@@ -24,7 +24,7 @@ class Screen(NamedTuple):
 UNSEEN = Screen(b"", np.zeros((0, 0), np.uint8))
 
 
-class Colours:
+class IndexedScreens:
     """Converts RGB screens to indices of the colors seen so far.
 
     An Atari has 128 colors, so the maximum of two screens has fewer than 2^15 possible ones.
@@ -41,7 +41,7 @@ class Colours:
 
         Skipping those that are not `wanted` makes it cheap to replay steps that are stored.
         """
-        frames = pictures(observations)
+        frames = rgb_frames(observations)
         if not all(wanted):
             some = iter(self.screens(observations[np.asarray(wanted)], [True] * sum(wanted)))
             return [next(some) if want else UNSEEN for want in wanted]
@@ -92,10 +92,10 @@ class Colours:
         return {"frames": frames, "palette": _palette(packed)}
 
 
-class Pictures:
+class RGBScreens:
     """Keeps screens as RGB, for data with any number of colors, such as decoded JPEGs.
 
-    Has the interface of `Colours`, and gives the same bytes for the same screens.
+    Has the interface of `IndexedScreens`, and gives the same bytes for the same screens.
     """
 
     def screens(
@@ -104,11 +104,11 @@ class Pictures:
         """Convert the `wanted` observations (n, 1, H, W, 3) uint8 to screens of RGB pixels."""
         return [
             Screen(hashing.frame_digest(frame), frame) if want else UNSEEN
-            for frame, want in zip(pictures(observations), wanted, strict=True)
+            for frame, want in zip(rgb_frames(observations), wanted, strict=True)
         ]
 
     def frames(self, screens: list[Screen]) -> arrays.Arrays:
-        """Return `frames` as palette indices with a `palette`, or as RGB; see `Colours`."""
+        """Return `frames` as palette indices with a `palette`, or as RGB; see `IndexedScreens`."""
         shown = np.zeros(1 << 24, np.bool_)
         count = 0
         for screen in screens:
@@ -141,7 +141,7 @@ def _palette(packed: NDArray[Any]) -> NDArray[np.uint8]:
     return palette
 
 
-def _histogram(pixels: NDArray[Any], colours: int) -> NDArray[Any]:
-    """Count how often each color index occurs, (colours,) float32."""
-    counts: NDArray[Any] = cv2.calcHist([pixels], [0], None, [colours], [0, colours])
+def _histogram(pixels: NDArray[Any], colors: int) -> NDArray[Any]:
+    """Count how often each color index occurs, (colors,) float32."""
+    counts: NDArray[Any] = cv2.calcHist([pixels], [0], None, [colors], [0, colors])
     return counts.reshape(-1)

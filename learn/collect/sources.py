@@ -20,7 +20,7 @@ from wsa.store.common.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class PartialProtocol:
     """Known facts about how a game was played; fields as in `wsa.store.format.records.Protocol`."""
 
     frame_skip: int | None = None
@@ -71,7 +71,7 @@ class Source(Protocol):
 
     game: str
     policy: str
-    facts: Facts
+    facts: PartialProtocol
     actions: int
     steps: int
     lossy: bool

@@ -37,14 +37,14 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.learn.runs.config import read_config
     from wsa.learn.runs.evaluate import evaluate_run
 
-    user_code.type_in(o.reads.trust)
+    user_code.type_in(o.run_options.trust)
     threads = threads_for(o.live.threads)
-    folder, out = Path(o.run), Path(o.reads.out) if o.reads.out else None
+    folder, out = Path(o.run), Path(o.run_options.out) if o.run_options.out else None
     config = read_config(folder)
     _log.info(f"store {o.store or config.store}")
     results = out or folder
     request = EvaluationRequest(
-        which=o.reads.checkpoint,
+        which=o.run_options.checkpoint,
         episodes=o.episodes,
         epsilon=o.play.epsilon,
         seed=o.play.seed,

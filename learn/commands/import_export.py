@@ -44,7 +44,7 @@ def export(o: ExportOptions) -> int:
 def import_data(o: ImportOptions) -> int:
     """`wsa import`."""
     from wsa.learn.collect.import_data import open_source, plan_import, run_import, state_protocol
-    from wsa.learn.collect.sources import Facts
+    from wsa.learn.collect.sources import PartialProtocol
     from wsa.store.objects.root import open_store
 
     if o.game:
@@ -57,7 +57,7 @@ def import_data(o: ImportOptions) -> int:
         raise UsageError(
             "bad-option", f"{o.source} contains {source.game}, not {game}. Leave out --game."
         )
-    stated = Facts(
+    stated = PartialProtocol(
         frame_skip=o.rules.frame_skip,
         sticky=o.rules.sticky,
         full_action_space=o.rules.full_action_space or None,

@@ -287,7 +287,7 @@ class EvalOptions:
     json: Switch = False
     """Print the result as JSON."""
     play: EvalPlayOptions = EvalPlayOptions()
-    reads: Annotated[EvalRunOptions, arg(name="run")] = EvalRunOptions()
+    run_options: Annotated[EvalRunOptions, arg(name="run")] = EvalRunOptions()
     live: Annotated[RunModelsOptions, arg(name="live models")] = RunModelsOptions()
 
     def __post_init__(self) -> None:

@@ -237,7 +237,7 @@ def group_sizes(num_envs: int, groups: int) -> list[int]:
     return [len(range(i, num_envs, groups)) for i in range(groups)]
 
 
-def pictures(observations: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def rgb_frames(observations: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Drop the stack axis: (n, 1, H, W, 3) to (n, H, W, 3)."""
     assert observations.shape[1] == 1
     return observations[:, 0]

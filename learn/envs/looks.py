@@ -24,15 +24,15 @@ class Look(Protocol):
         ...
 
 
-class ColourMap:
+class ColorMap:
     """Maps each color to another, regardless of position.
 
     Args:
-        recolour: Maps colors (n, 3) uint8 RGB to n other colors.
+        recolor: Maps colors (n, 3) uint8 RGB to n other colors.
     """
 
-    def __init__(self, recolour: Callable[[Frame], Frame]) -> None:
-        self._recolour = recolour
+    def __init__(self, recolor: Callable[[Frame], Frame]) -> None:
+        self._recolor = recolor
         # Indexed by packed color. Games show few colors, so most of this memory is never touched.
         self._known = np.zeros(1 << 24, np.bool_)
         self._table = np.zeros((1 << 24, 3), np.uint8)
@@ -44,49 +44,49 @@ class ColourMap:
         known = self._known[packed]
         if not known.all():
             new = np.unique(packed[~known])
-            colours = np.stack([new >> 16, new >> 8 & 255, new & 255], axis=1).astype(np.uint8)
-            self._table[new], self._known[new] = self._recolour(colours), True
+            colors = np.stack([new >> 16, new >> 8 & 255, new & 255], axis=1).astype(np.uint8)
+            self._table[new], self._known[new] = self._recolor(colors), True
         shown: Frame = self._table[packed]
         return shown
 
 
 def invert() -> Look:
     """Map each channel value x to 255 - x."""
-    return ColourMap(lambda colours: 255 - colours)
+    return ColorMap(lambda colors: 255 - colors)
 
 
 def grey() -> Look:
     """Show the luma in all three channels, as OpenCV computes it."""
 
-    def luma(colours: Frame) -> Frame:
-        gray: Frame = np.asarray(cv2.cvtColor(colours[None], cv2.COLOR_RGB2GRAY), np.uint8)
+    def luma(colors: Frame) -> Frame:
+        gray: Frame = np.asarray(cv2.cvtColor(colors[None], cv2.COLOR_RGB2GRAY), np.uint8)
         return gray[0, :, None].repeat(3, 1)
 
-    return ColourMap(luma)
+    return ColorMap(luma)
 
 
 def hue(degrees: float) -> Look:
     """Rotate all hues by an angle; saturation and value in HSV stay the same."""
 
-    def turn(colours: Frame) -> Frame:
-        hsv = cv2.cvtColor(colours[None].astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
+    def turn(colors: Frame) -> Frame:
+        hsv = cv2.cvtColor(colors[None].astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
         hsv[..., 0] = (hsv[..., 0] + degrees) % 360
         turned: Frame = (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0] * 255).round().astype(np.uint8)
         return turned
 
-    return ColourMap(turn)
+    return ColorMap(turn)
 
 
 def palette(seed: int) -> Look:
     """Permute each channel's 256 levels; different colors stay different."""
     generator = np.random.default_rng(seed)
     orders = np.stack([generator.permutation(256).astype(np.uint8) for _ in range(3)])
-    return ColourMap(lambda colours: orders[np.arange(3), colours])
+    return ColorMap(lambda colors: orders[np.arange(3), colors])
 
 
 def dim(factor: float) -> Look:
     """Multiply each channel by a factor from 0 to 1."""
-    return ColourMap(lambda colours: (colours * factor).round().astype(np.uint8))
+    return ColorMap(lambda colors: (colors * factor).round().astype(np.uint8))
 
 
 def noise(deviation: float) -> Look:

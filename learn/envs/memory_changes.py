@@ -89,14 +89,14 @@ _COLOURS = (0, 12, 48, 113, 200)
 _PLAYER, _ROWS = 62, range(64, 70)  # Breakout: player and ball; rows of blocks.
 
 
-def _recoloured(player: int, blocks: int) -> MemoryChange:
+def _recolored(player: int, blocks: int) -> MemoryChange:
     values = {_PLAYER: _COLOURS[player]} | dict.fromkeys(_ROWS, _COLOURS[blocks])
     return _constant("Breakout", False, values)
 
 
 CHANGES: dict[str, MemoryChange] = {
     # The paper's 25: one color for the player and the ball, one for all blocks.
-    **{f"breakout-p{p}-b{b}": _recoloured(p, b) for p in range(5) for b in range(5)},
+    **{f"breakout-p{p}-b{b}": _recolored(p, b) for p in range(5) for b in range(5)},
     "pong-lazy": MemoryChange("Pong", True, frozenset({_LazyEnemy.ENEMY_Y}), _LazyEnemy),
     "freeway-black": _constant("Freeway", False, dict.fromkeys(range(77, 87), 0)),
     "freeway-stopped": MemoryChange("Freeway", True, frozenset(_StoppedCars.CARS_X), _StoppedCars),

@@ -126,7 +126,7 @@ def play(
     with contextlib.closing((make_env or games.make_env)(game, protocol, count)) as env:
         observations, _ = env.reset(seed=seed)
         while (playing := np.flatnonzero(games_done < shares)).size:
-            frames = games.pictures(observations)[playing]
+            frames = games.rgb_frames(observations)[playing]
             actions = np.zeros(count, np.int64)
             actions[playing] = policy(frames, first[playing], playing)
             observations, rewards, terminated, truncated, _ = env.step(actions)

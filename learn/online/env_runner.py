@@ -129,7 +129,7 @@ class EnvRunner:
             observations, info = env.reset(seed=self._seed + group.start)
             self._lives[group] = info["lives"]
             envs = self._envs[group]
-            seen = self._recent.push(games.pictures(observations), self.first[group], envs)
+            seen = self._recent.push(games.rgb_frames(observations), self.first[group], envs)
             self.stacks[group] = self.table.see(seen)[:, None]
             if self._recording:
                 all_envs = np.ones(len(envs), np.bool_)
@@ -184,9 +184,9 @@ class EnvRunner:
         # Also push each game's last frame: a recording needs it, and a run plays the same with or
         # without one. It comes before the next game's first frame, where new windows begin.
         last_seen = self._recent.push(
-            games.pictures(final)[ended], np.zeros(ended.sum(), np.bool_), envs[ended]
+            games.rgb_frames(final)[ended], np.zeros(ended.sum(), np.bool_), envs[ended]
         )
-        seen = self._recent.push(games.pictures(observations), ended, envs)
+        seen = self._recent.push(games.rgb_frames(observations), ended, envs)
         rows = self.table.see(seen + last_seen)
         newest, last = rows[: len(envs)], rows[: len(envs)].copy()
         last[ended] = rows[len(envs) :]
@@ -310,7 +310,7 @@ class EnvRunner:
     ) -> None:
         """Push replayed frames if a window reaches back to them from `left` steps later."""
         if left < self.table.longest:
-            frames = games.pictures(observations)[which]
+            frames = games.rgb_frames(observations)[which]
             self._recent.push(frames, first[which], envs[which])
 
     def _record(

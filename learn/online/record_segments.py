@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 from wsa.learn.collect.collect import CollectPlan, Writer, gaps
-from wsa.learn.collect.palette import Colours, Screen
+from wsa.learn.collect.palette import IndexedScreens, Screen
 from wsa.learn.collect.recorder import Cut, Recorder
 from wsa.learn.envs import atari as games
 from wsa.learn.online.embedding_table import Table
@@ -103,9 +103,9 @@ class Recording:
         plan = CollectPlan(
             game, protocol, policy, seed, run, num_envs, steps * num_envs, ((),) * num_envs
         )
-        self._colours = Colours()
+        self._converter = IndexedScreens()
         self._writer = _Writer(
-            plan, backend, self._colours, games.emulator_identity(game), table, models
+            plan, backend, self._converter, games.emulator_identity(game), table, models
         )
         self._recorders: list[Recorder] = []
         self.rewind(0, np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64))
@@ -146,7 +146,7 @@ class Recording:
         """Record the first frames of episodes in those of `envs` that `which` selects."""
         recorders = [self._recorders[env] for env in envs]
         wanted = which & [recorder.wants(recorder.played) for recorder in recorders]
-        screens = self._colours.screens(observations, wanted)
+        screens = self._converter.screens(observations, wanted)
         for i in np.flatnonzero(which):
             recorders[i].begin(screens[i], int(lives[i]))
 
@@ -164,7 +164,7 @@ class Recording:
         """Record a step, with the true next frames, in those of `envs` that `which` selects."""
         recorders = [self._recorders[env] for env in envs]
         wanted = which & [recorder.wants(recorder.played + 1) for recorder in recorders]
-        screens = self._colours.screens(observations, wanted)
+        screens = self._converter.screens(observations, wanted)
         for i in np.flatnonzero(which):
             recorder = recorders[i]
             if recorder.full:  # By now its last frame is in the table.
@@ -202,14 +202,14 @@ class _Writer(Writer):
         self,
         plan: CollectPlan,
         backend: Backend,
-        colours: Colours,
+        converter: IndexedScreens,
         emulator: tuple[str, str],
         table: Table,
         models: Sequence[Embedded],
     ) -> None:
-        super().__init__(plan, backend, colours, emulator)
+        super().__init__(plan, backend, converter, emulator)
         self.passes = 0
-        self._screens = colours
+        self._screens = converter
         self._table = table
         self._models = list(models)
         # For each window size, whether a segment has counted the pass of each table row.

@@ -27,7 +27,7 @@ _MODEL_KEY = re.compile(_ALIAS.pattern + r"-[0-9a-f]{12}", re.ASCII)
 _SEGMENT = re.compile(r"([0-9a-f]{12})-e([0-9]{3})-([0-9]{9})-([0-9]{5})", re.ASCII)
 _RECORD = re.compile(r"commits/([0-9a-f]{2})/\1[0-9a-f]{30}\.json", re.ASCII)
 
-_SIGN = re.compile(
+_SERVICE_FILE = re.compile(
     rf"services/[0-9a-f]{{16}}-[0-9]{{12}}\.json|claims/{_GAME.pattern}/{_MODEL_KEY.pattern}\.json",
     re.ASCII,
 )
@@ -118,7 +118,7 @@ def is_record(path: str) -> bool:
     return _RECORD.fullmatch(path) is not None
 
 
-def sign_path(service: str, beat: int) -> str:
+def heartbeat_path(service: str, beat: int) -> str:
     """Path of one heartbeat of a service, relative to the store; each heartbeat has its own file."""
     return f"{SERVICES}/{service}-{beat:012d}.json"
 
@@ -128,9 +128,9 @@ def claim_path(game_name: str, key: str) -> str:
     return f"{CLAIMS}/{game(game_name)}/{model_key(key)}.json"
 
 
-def is_sign(path: str) -> bool:
+def is_service_file(path: str) -> bool:
     """Whether a path has the form of a service's heartbeat or claim, which are not data."""
-    return _SIGN.fullmatch(path) is not None
+    return _SERVICE_FILE.fullmatch(path) is not None
 
 
 def commit_path(object_id: str) -> str:

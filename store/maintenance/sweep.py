@@ -180,7 +180,7 @@ def list_attempts(backend: Backend, prefix: str = "") -> Listing:
         if entry.path.startswith(f"{KEPT}/"):
             aside = "/".join(entry.path.split("/")[:3]).removesuffix(".json")
             attempt = kept.setdefault(aside, Attempt())
-        elif names.is_sign(entry.path):
+        elif names.is_service_file(entry.path):
             attempt = signs.setdefault(entry.path, Attempt())
         elif place := entry.path if entry.path.startswith(f"{TEMPORARY}/") else owner(entry.path):
             attempt = attempts.setdefault(place, Attempt())
@@ -195,7 +195,7 @@ def list_attempts(backend: Backend, prefix: str = "") -> Listing:
 
 def _is_file(path: str) -> bool:
     """Whether a leftover is one file, not the folder of an attempt."""
-    return path.startswith(f"{TEMPORARY}/") or names.is_sign(path)
+    return path.startswith(f"{TEMPORARY}/") or names.is_service_file(path)
 
 
 def _remove(backend: Backend, path: str, oldest: float) -> int:

@@ -193,7 +193,7 @@ def test_a_linear_map_finds_the_ball_of_pong_in_the_code(alias: str) -> None:
     played = []
     for _ in range(120):
         observations, *_ = env.step(rng.integers(6, size=4))
-        played += list(atari.pictures(observations).copy())
+        played += list(atari.rgb_frames(observations).copy())
     env.close()
     ball = np.array([236, 236, 236], np.uint8)
     frames, places = [], []

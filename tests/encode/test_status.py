@@ -41,7 +41,7 @@ HOSTILE = '<script>alert("1")</script>'
 def put(store: Backend, age: float = 0.0, service: str = "0" * 16, **values: object) -> None:
     """Leave a heartbeat in the store."""
     heartbeat = Counters(service, 15.0, ["vit"], ["Pong"]).heartbeat()
-    path = names.sign_path(service, 1)
+    path = names.heartbeat_path(service, 1)
     store.put_new(path, hashing.canonical(msgspec.structs.replace(heartbeat, **values)))
     os.utime(Path(store.url) / path, (time.time() - age, time.time() - age))
 

@@ -47,7 +47,7 @@ def set_age(file: Path, seconds: float) -> None:
 
 
 def put(store: Backend, heartbeat: Heartbeat, number: int = 1, age: float = 0.0) -> Path:
-    path = names.sign_path(heartbeat.service, number)
+    path = names.heartbeat_path(heartbeat.service, number)
     store.put_new(path, hashing.canonical(heartbeat))
     file = Path(store.url) / path
     set_age(file, age)
@@ -92,7 +92,7 @@ def test_the_claims_of_a_service_without_heartbeat_are_void(store: Backend) -> N
     held = set(dead.held)
     for file in [*Path(store.url).rglob("claims/*/*"), put(store, make_heartbeat("0" * 16), 2)]:
         set_age(file, 61)
-    set_age(Path(store.url) / names.sign_path("0" * 16, 1), 90)
+    set_age(Path(store.url) / names.heartbeat_path("0" * 16, 1), 90)
     assert one.take(PAIRS) == PAIRS
     dead.release()  # It was only slow; it keeps what another service holds now.
     assert len(claimed(store)) == 3 and len(held) == 2
@@ -145,8 +145,8 @@ def test_a_service_keeps_one_heartbeat_and_removes_it_at_the_end(store: Backend)
 )
 def test_an_invalid_heartbeat_is_ignored(store: Backend, junk: bytes) -> None:
     put(store, make_heartbeat())
-    store.put_new(names.sign_path("1" * 16, 1), junk)
-    store.put_new(names.sign_path("2" * 16, 1), hashing.canonical(make_heartbeat("3" * 16)))
+    store.put_new(names.heartbeat_path("1" * 16, 1), junk)
+    store.put_new(names.heartbeat_path("2" * 16, 1), hashing.canonical(make_heartbeat("3" * 16)))
     store.put_new("services/README", b"hello")
     assert [stored.heartbeat.service for stored in read_heartbeats(store)] == ["0" * 16]
 
@@ -171,7 +171,7 @@ def test_heartbeats_and_claims_are_not_part_of_the_data(
     assert sweep(store, 3600, dry_run=True).kept_young == 0
     swept = sweep(store, 3600, dry_run=False)
     assert {leftover.path for leftover in swept.leftovers} == {
-        names.sign_path("2" * 16, 1),
+        names.heartbeat_path("2" * 16, 1),
         names.claim_path(*PAIRS[1]),
     }
     assert (swept.removed, swept.strange) == (2, ())

@@ -32,7 +32,7 @@ REFEREE_GAMES = [
             ("Seaquest", 27_000, 170),
             ("MsPacman", 27_000, 60),
             ("AirRaid", 27_000, 60),  # 250 rows
-            ("JourneyEscape", 27_000, 200),  # more colours than a palette holds
+            ("JourneyEscape", 27_000, 200),  # more colors than a palette holds
             ("Carnival", 27_000, 150),  # 214 rows, games end
         )
     ),

@@ -379,7 +379,7 @@ def test_a_game_of_250_rows(tmp_path: Path) -> None:
     assert check_screens(tmp_path, "Adventure", 40).height == 250
 
 
-def test_a_game_of_more_than_256_colours_is_kept_as_rgb(tmp_path: Path) -> None:
+def test_a_game_of_more_than_256_colors_is_kept_as_rgb(tmp_path: Path) -> None:
     assert not check_screens(tmp_path, "JourneyEscape", 200).indexed
 
 

@@ -33,7 +33,7 @@ class Trace:
         env = atari.make_env(game, protocol, num_envs)
         generators = [np.random.default_rng([seed, i]) for i in range(num_envs)]
         observations, info = env.reset(seed=seed)
-        self.first = atari.pictures(observations).copy()
+        self.first = atari.rgb_frames(observations).copy()
         self.lives = [info["lives"]]
         self.actions, self.seen, self.final = [], [], []
         self.rewards, self.terminated, self.truncated = [], [], []
@@ -41,8 +41,8 @@ class Trace:
             actions = np.array([g.integers(len(protocol.actions)) for g in generators])
             observations, rewards, terminated, truncated, info = env.step(actions)
             self.actions.append(actions)
-            self.seen.append(atari.pictures(observations).copy())
-            self.final.append(atari.pictures(info.get("final_obs", observations)).copy())
+            self.seen.append(atari.rgb_frames(observations).copy())
+            self.final.append(atari.rgb_frames(info.get("final_obs", observations)).copy())
             self.rewards.append(rewards)
             self.terminated.append(terminated)
             self.truncated.append(truncated)
@@ -183,7 +183,7 @@ def test_fire_is_pressed_once_at_a_reset() -> None:
     observations, _ = env.reset(seed=3)
     emulator = Emulator("Breakout", 3)
     emulator.ale.act(ale_py.Action.FIRE)
-    np.testing.assert_array_equal(atari.pictures(observations)[0], emulator.ale.getScreenRGB())
+    np.testing.assert_array_equal(atari.rgb_frames(observations)[0], emulator.ale.getScreenRGB())
     env.close()
 
 

@@ -109,7 +109,7 @@ def test_whole_games_have_the_emulators_returns_and_watchers_see_each_step() -> 
             total, lives, start = 0.0, [int(info["lives"][0])], at
             terminated = truncated = np.zeros(1, np.bool_)
             while not (terminated[0] or truncated[0]):
-                np.testing.assert_array_equal(atari.pictures(observations)[0], frames[at])
+                np.testing.assert_array_equal(atari.rgb_frames(observations)[0], frames[at])
                 assert first[at] == (at == start)
                 action = np.array([actions[at]])
                 observations, rewards, terminated, truncated, info = env.step(action)

@@ -23,7 +23,7 @@ from wsa.learn.collect import collect as collecting
 from wsa.learn.collect.array_source import Arrays
 from wsa.learn.collect.import_data import plan_import, run_import, state_protocol
 from wsa.learn.collect.minari_source import open_minari
-from wsa.learn.collect.sources import Facts, Source
+from wsa.learn.collect.sources import PartialProtocol, Source
 from wsa.learn.envs import atari as games
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError, UsageError
@@ -135,7 +135,7 @@ def apart(episodes: Episodes) -> dict[str, NDArray[Any]]:
 
 
 def protocol_of(source: Source, **asked: Any) -> Protocol:
-    return state_protocol(GAME, source.facts, Facts(**asked))
+    return state_protocol(GAME, source.facts, PartialProtocol(**asked))
 
 
 def import_from(
@@ -245,14 +245,14 @@ def test_the_same_data_in_another_layout_is_the_same_run(
         group.create_array(name, data=array, chunks=(7, *array.shape[1:]))
     packed = flat(played)["observations"].astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
     numbers, index = np.unique(packed, return_inverse=True)
-    colours = np.stack([numbers >> 16, (numbers >> 8) & 255, numbers & 255], axis=1)
+    colors = np.stack([numbers >> 16, (numbers >> 8) & 255, numbers & 255], axis=1)
     indexed = flat(played)
     shape = indexed.pop("observations").shape[:3]
     # Shuffled frames that rows point to, as palette indices.
     order = np.random.default_rng(0).permutation(shape[0])
     indexed["frames"] = index.reshape(shape).astype(np.uint8)[order]
     indexed["frame_index"] = np.argsort(order)
-    indexed["palette"] = colours.astype(np.uint8)
+    indexed["palette"] = colors.astype(np.uint8)
     np.savez(here / "indexed.npz", **indexed)  # type: ignore[arg-type]
     for name in ("flat.npz", "flat.zarr", "indexed.npz", "apart.npz"):
         found = Arrays(here / name)
@@ -409,25 +409,37 @@ def test_a_color_that_the_palette_lacks_is_refused(
     arrays["palette"] = np.zeros((1, 3), np.uint8)
     np.savez(here / "x.npz", **arrays)  # type: ignore[arg-type]
     source = Arrays(here / "x.npz")
-    with pytest.raises(UsageError, match=r"shows colour [0-9]+ of 1"):
+    with pytest.raises(UsageError, match=r"shows color [0-9]+ of 1"):
         import_from(store, source, protocol_of(source, frame_skip=4, sticky=0.0))
 
 
 def test_the_protocol_must_be_known_and_agree() -> None:
     with pytest.raises(UsageError, match="Say it: --frame-skip and --sticky, or --protocol"):
-        state_protocol(GAME, Facts(), Facts())
+        state_protocol(GAME, PartialProtocol(), PartialProtocol())
     with pytest.raises(UsageError, match=r"with sticky 0\.0; --sticky says 0\.25"):
-        state_protocol(GAME, Facts(frame_skip=4, sticky=0.0), Facts(sticky=0.25))
+        state_protocol(
+            GAME, PartialProtocol(frame_skip=4, sticky=0.0), PartialProtocol(sticky=0.25)
+        )
     with pytest.raises(UsageError, match=r"with frame_skip 2; --protocol v5 says 4"):
-        state_protocol(GAME, Facts(frame_skip=2), Facts(), "v5")
+        state_protocol(GAME, PartialProtocol(frame_skip=2), PartialProtocol(), "v5")
     for wrong in ({"frame_skip": 0}, {"sticky": 1.0}, {"max_steps": 0}):
         with pytest.raises(UsageError, match="must be at least 1"):
-            state_protocol(GAME, Facts(), Facts(**{"frame_skip": 4, "sticky": 0.0, **wrong}))
+            state_protocol(
+                GAME,
+                PartialProtocol(),
+                PartialProtocol(**{"frame_skip": 4, "sticky": 0.0, **wrong}),
+            )
     for name in ("classic", "v5"):
-        assert state_protocol(GAME, Facts(), Facts(), name) == games.protocol(GAME, name)
-        facts = {f: getattr(games.protocol(GAME, name), f) for f in Facts.__dataclass_fields__}
-        assert state_protocol(GAME, Facts(**facts), Facts()) == games.protocol(GAME, name)
-    full = state_protocol(GAME, Facts(), Facts(4, 0.0, True))
+        assert state_protocol(GAME, PartialProtocol(), PartialProtocol(), name) == games.protocol(
+            GAME, name
+        )
+        facts = {
+            f: getattr(games.protocol(GAME, name), f) for f in PartialProtocol.__dataclass_fields__
+        }
+        assert state_protocol(GAME, PartialProtocol(**facts), PartialProtocol()) == games.protocol(
+            GAME, name
+        )
+    full = state_protocol(GAME, PartialProtocol(), PartialProtocol(4, 0.0, True))
     assert (full.name, len(full.actions)) == ("custom", 18)
     assert msgspec.json.decode(msgspec.json.encode(full), type=Protocol) == full
 
@@ -440,7 +452,7 @@ def wrapped(**options: Any) -> Any:
 def test_minari_names_the_protocol(here: Path, played: Episodes) -> None:
     env = wrapped(grayscale_obs=False, screen_size=(160, 210), noop_max=7)
     dataset(played[2:], "pre", env, jpeg_encoding=False)
-    assert open_minari("atari/breakout/pre-v0").facts == Facts(
+    assert open_minari("atari/breakout/pre-v0").facts == PartialProtocol(
         4, 0.25, False, 7, False, True, 27000
     )
 

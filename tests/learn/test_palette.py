@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.learn.collect.palette import Colours, Pictures, Screen
+from wsa.learn.collect.palette import IndexedScreens, RGBScreens, Screen
 from wsa.store.common import hashing
 
 
@@ -21,10 +21,10 @@ def test_stored_frames_are_lossless_and_do_not_depend_on_earlier_ones(
     generator = np.random.default_rng(seed)
     pool = generator.integers(0, 256, (max(counts), 3), dtype=np.uint8)
     screens = np.stack([pool[generator.integers(0, n, (20, 21))] for n in counts])[:, None]
-    new, used = Colours(), Colours()
+    new, used = IndexedScreens(), IndexedScreens()
     used.screens(generator.integers(0, 256, (3, 1, 20, 21, 3), dtype=np.uint8), [True] * 3)
     stored = []
-    for kept in (new, used, Pictures()):
+    for kept in (new, used, RGBScreens()):
         seen: list[Screen] = []
         for screen in screens:  # The first are kept while fewer colors are known.
             seen += kept.screens(screen[None], [True])

@@ -25,10 +25,10 @@ def overlay(frames: Tensor, maps: Tensor) -> Tensor:
         Pictures (B, 3, h, w) in [0, 1].
     """
     count = maps.shape[1]
-    colours = torch.tensor(
+    colors = torch.tensor(
         [colorsys.hsv_to_rgb(i / count, 1.0, 1.0) for i in range(count)], device=maps.device
     )
     above = maps - maps.amin(dim=(2, 3), keepdim=True)
     strength = above / above.sum(dim=1).amax(dim=(1, 2)).clamp_min(1e-6)[:, None, None, None]
     strength = nn.functional.interpolate(strength, frames.shape[-2:], mode="bilinear")
-    return (0.6 * grey(frames) + torch.einsum("bkhw,kc->bchw", strength, colours)).clamp(0, 1)
+    return (0.6 * grey(frames) + torch.einsum("bkhw,kc->bchw", strength, colors)).clamp(0, 1)

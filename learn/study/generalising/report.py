@@ -189,7 +189,7 @@ def _parts(one: VariantResult, games: int) -> Iterator[Part]:
         yield Text(f"With fewer than {FEW} games per condition, the intervals say little.")
     for suite, variants in one.suites.items():
         if suite == "authors" and len(variants) == len(COLOURS) ** 2:
-            yield _recolourings(one, retention, list(variants.values()))
+            yield _recolorings(one, retention, list(variants.values()))
         else:
             yield _bars(one, retention, suite, variants)
     yield table(
@@ -230,7 +230,7 @@ def _bars(
     return Figure(title, figures.intervals(bars, "raw return", line=line), note)
 
 
-def _recolourings(one: VariantResult, retention: Retention, pairs: Sequence[Pair]) -> Figure:
+def _recolorings(one: VariantResult, retention: Retention, pairs: Sequence[Pair]) -> Figure:
     """The paper's 25 recolorings, by color of the player and of the blocks."""
     numbers = [kept.value if (kept := retention.share([p])) else p[0].mean for p in pairs]
     values = np.array(numbers).reshape(len(COLOURS), len(COLOURS))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.learn.bench.grid import EvaluationSettings
-from wsa.learn.envs.atari import pictures
+from wsa.learn.envs.atari import rgb_frames
 from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.runs.player import Player
@@ -188,7 +188,7 @@ def _record_states(
     console = variant.make_env(config.game, config.protocol, count)
     observations, _ = console.reset(seed=evaluation.seed)
     for step in range(-(-states // count)):
-        greedy.append(policy(pictures(observations), first, envs))
+        greedy.append(policy(rgb_frames(observations), first, envs))
         if policy.weights is not None:
             weights.append(policy.weights)
         if actions is None:

@@ -276,7 +276,7 @@ def test_evaluation_looks_up_what_the_run_has_seen(recorded: Recorded) -> None:
     _, extra = checkpoint.load(checkpoint.latest(recorded.run / "checkpoints"), {})
     table.restore(extra["table"])
     env = atari.make_env(config.game, config.protocol, 2)
-    frames = atari.pictures(env.reset(seed=EVAL_SEED)[0])
+    frames = atari.rgb_frames(env.reset(seed=EVAL_SEED)[0])
     env.close()
     live = make_embedder(config, flat, encoders, elsewhere=table.parts)
     before = live.passes
