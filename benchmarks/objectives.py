@@ -71,8 +71,8 @@ class SmallStateEncoder(Frozen):
 class SmallInfoMax(stdim.InfoMax):
     """ST-DIM without ties.
 
-    Most positions of a screen look the same in many moments, which no code can distinguish. So at
-    each position a moment is compared only with moments that look different there.
+    Most positions of a screen look the same in many steps, which no code can distinguish. So at
+    each position a step is compared only with steps that look different there.
     """
 
     network: ClassVar[type[Frozen]] = SmallStateEncoder
@@ -338,21 +338,21 @@ def probe_encoders(
     }
     segments = samples.choose(snapshot, game, [*stored], (), samples.SPREAD * count)
     segments, labeler, _ = targets.replay(snapshot, segments, lambda done: None)
-    moments = samples.draw(snapshot, segments, labeler, count, 5, 1)
-    variables, _ = probe.usable_variables(moments, probe.MIN_ENTROPY)
+    sampled = samples.draw(snapshot, segments, labeler, count, 5, 1)
+    variables, _ = probe.usable_variables(sampled, probe.MIN_ENTROPY)
     plan = probe.Plan(stored, variables, True, True, False, 0, True, 1)
-    pixels = levels(snapshot, moments)
+    pixels = levels(snapshot, sampled)
 
     def embeddings() -> Iterator[probe.Named]:
-        yield "grey pixels, 500", "", "pixels", inputs.pixels(snapshot, moments, 500)
+        yield "grey pixels, 500", "", "pixels", inputs.pixels(snapshot, sampled, 500)
         for key, alias in stored.items():
-            yield alias, key, "model", inputs.embeddings(snapshot, game, key, moments)
+            yield alias, key, "model", inputs.embeddings(snapshot, game, key, sampled)
         for name, encoder in encoders:
             with torch.inference_mode():
                 codes = [encoder.eval()(data.scale(part, "cpu")) for part in pixels.split(256)]
             yield name, "", "model", torch.cat(codes).numpy()
 
-    table = probe.compare(moments, plan, embeddings())
+    table = probe.compare(sampled, plan, embeddings())
     results: dict[str, list[float | None]] = {}
     for line in table.lines:
         both, across = (table.means.get((line.name, way)) for way in ("both", "transfer"))
@@ -363,10 +363,10 @@ def probe_encoders(
     return results
 
 
-def levels(snapshot: Snapshot, moments: samples.Moments) -> Tensor:
-    """Gray levels of the moments, shape (n, 1, 84, 84), uint8."""
+def levels(snapshot: Snapshot, sampled: samples.SampledSteps) -> Tensor:
+    """Gray levels of the steps, shape (n, 1, 84, 84), uint8."""
     parts = []
-    for meta, frames in zip(moments.segments, moments.frames, strict=True):
+    for meta, frames in zip(sampled.segments, sampled.frames, strict=True):
         distinct, at = np.unique(frames, return_inverse=True)
         if len(distinct):
             screens = snapshot.read_frames(meta)

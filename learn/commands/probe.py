@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from wsa.learn.probe import samples as probe_data
 from wsa.learn.probe.probe import (
     MIN_ENTROPY,
     Plan,
+    Table,
     pixel_sizes,
     probe,
     seen_before,
@@ -23,7 +24,7 @@ from wsa.learn.probe.probe import (
     usable_variables,
 )
 from wsa.learn.probe.probe import models_of as find_models
-from wsa.learn.probe.samples import Moments
+from wsa.learn.probe.samples import SampledSteps
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.common.ranges import check_ranges
@@ -58,13 +59,13 @@ def probe_models(o: ProbeOptions) -> int:
     if o.dry_run:
         return terminal.result(o.json, _estimate(o, snapshot, models, segments, frames))
     segments, labeler = _labeler(o, snapshot, segments, horizons)
-    moments = probe_data.draw(snapshot, segments, labeler, o.fit.samples, o.fit.splits, o.fit.seed)
-    variables, left_out = usable_variables(moments, MIN_ENTROPY if o.target == "ram" else 0)
-    for line in _remarks_on_moments(o, moments):
+    sampled = probe_data.draw(snapshot, segments, labeler, o.fit.samples, o.fit.splits, o.fit.seed)
+    variables, left_out = usable_variables(sampled, MIN_ENTROPY if o.target == "ram" else 0)
+    for line in _remarks_on_samples(o, sampled):
         terminal.say(line)
     for name, why in left_out.items():
         terminal.say(f"left out: {name}, {why}")
-    if not variables or not any(len(split.test) for split in moments.splits):
+    if not variables or not any(len(split.test) for split in sampled.splits):
         raise MissingError(
             "no-frames",
             f"No variable of {o.game} varies enough to be tested. Collect more steps, or use a policy "
@@ -81,9 +82,9 @@ def probe_models(o: ProbeOptions) -> int:
         seed=o.fit.seed,
     )
     with terminal.Progress("probe", "embeddings", shown=not (o.json or o.csv)) as progress:
-        table = probe(snapshot, o.game, moments, plan, progress.update)
+        table = probe(snapshot, o.game, sampled, plan, progress.update)
     ram = o.target == "ram"
-    seen = seen_before(moments, table.counted) if ram else {}
+    seen = seen_before(sampled, table.counted) if ram else {}
     if o.csv:
         out = csv.writer(sys.stdout, lineterminator="\n")
         out.writerows([tables.CSV_COLUMNS, *tables.csv_rows(table)])
@@ -93,37 +94,40 @@ def probe_models(o: ProbeOptions) -> int:
             "game": o.game,
             "target": o.target,
             "seed": o.fit.seed,
-            "samples": len(moments),
-            "judged": sum(len(split.test) for split in moments.splits),
-            "splits": len(moments.splits),
-            "split_by": moments.groups.unit,
-            "groups": len(moments.groups),
+            "samples": len(sampled),
+            "judged": sum(len(split.test) for split in sampled.splits),
+            "splits": len(sampled.splits),
+            "split_by": sampled.groups.unit,
+            "groups": len(sampled.groups),
             "segments": len(segments),
             "play": play,
             "left_out": left_out,
-            "on_screen": {name: float(moments.shown[name].mean()) for name in variables},
+            "on_screen": {name: float(sampled.shown[name].mean()) for name in variables},
             "seen_in_training": seen,
             **tables.as_json(table),
         }
         return terminal.result(True, values)
-    parts = []
+    print("\n".join(_printed(table, sampled, plan, seen, ram)), end="")
+    return 0
+
+
+def _printed(
+    table: Table, sampled: SampledSteps, plan: Plan, seen: dict[str, Any], ram: bool
+) -> Iterator[str]:
+    """Yield the tables that the command prints."""
     if plan.ordered:
         notes = tables.notes(table, hits=ram)
-        parts.append(tables.means_table(table, hits=ram) + "\n" + "\n".join(notes) + "\n")
+        yield tables.means_table(table, hits=ram) + "\n" + "\n".join(notes) + "\n"
         title = f"R2{' / hit' if ram else ''} of each variable"
-        parts.append(f"{title}\n\n{tables.variables_table(table, hits=ram)}")
+        yield f"{title}\n\n{tables.variables_table(table, hits=ram)}"
     if seen:
         shown = {
-            thing: float(moments.shown[name].mean())
-            for name in table.counted
-            for thing in [ram_labels.object_of(name)]
+            ram_labels.object_of(name): float(sampled.shown[name].mean()) for name in table.counted
         }
-        parts.append(tables.seen_table(seen, shown))
+        yield tables.seen_table(seen, shown)
     if plan.f1:
         what = "F1 of exact values" if ram else "F1 (plain mean over values)"
-        parts.append(f"{what}, first split\n\n{tables.f1_table(table, plain=not ram)}")
-    print("\n".join(parts), end="")
-    return 0
+        yield f"{what}, first split\n\n{tables.f1_table(table, plain=not ram)}"
 
 
 def _play(segments: Sequence[SegmentMeta]) -> dict[str, dict[str, Any]]:
@@ -170,14 +174,14 @@ def _remarks_on_play(game: str, play: dict[str, dict[str, Any]]) -> list[str]:
     return remarks
 
 
-def _remarks_on_moments(o: ProbeOptions, moments: Moments) -> list[str]:
-    sizes = [len(split.test) for split in moments.splits]
-    drawn = f"{len(moments):,} steps drawn, {int(moments.better.sum()):,} of them better play; "
-    dealt = f"{len(moments.groups)} {moments.groups.unit} in {len(sizes)} splits, "
+def _remarks_on_samples(o: ProbeOptions, sampled: SampledSteps) -> list[str]:
+    sizes = [len(split.test) for split in sampled.splits]
+    drawn = f"{len(sampled):,} steps drawn, {int(sampled.better.sum()):,} of them better play; "
+    dealt = f"{len(sampled.groups)} {sampled.groups.unit} in {len(sizes)} splits, "
     remarks = [f"{drawn}{dealt}{sum(sizes):,} steps tested"]
     if len(sizes) < o.fit.splits:
-        remarks.append(f"There are too few {moments.groups.unit} for {o.fit.splits} splits.")
-    if "segments" in moments.groups.unit:
+        remarks.append(f"There are too few {sampled.groups.unit} for {o.fit.splits} splits.")
+    if "segments" in sampled.groups.unit:
         remarks.append(
             "There are too few episodes to hold out whole ones, so test data may be close to training "
             "data: trust the order, not the numbers. More environments give more episodes."

@@ -15,19 +15,19 @@ from wsa.encode.inference.encoder import Encoder, choose_device, stored
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.inference.segment_inputs import SegmentFrames, read_segment_frames
 from wsa.encode.models.paper import catalog, load
-from wsa.learn.probe.samples import Moments
+from wsa.learn.probe.samples import SampledSteps
 from wsa.store.objects.model_spec import ModelSpec, Preprocessing, parse_output
 from wsa.store.objects.snapshot import Snapshot
 
 
-def embeddings(snapshot: Snapshot, game: str, key: str, moments: Moments) -> NDArray[Any]:
-    """Read a model's embedding of each moment, shape (n, width), one segment after another.
+def embeddings(snapshot: Snapshot, game: str, key: str, sampled: SampledSteps) -> NDArray[Any]:
+    """Read a model's embedding of each step, shape (n, width), one segment after another.
 
-    For a model that sees several frames: the embedding of the window that ends at the moment.
+    For a model that sees several frames: the embedding of the window that ends at the step.
     """
     window = {m.segment: m.window for m in snapshot.embeddings(game, key)}
     parts = []
-    for meta, rows, frames in zip(moments.segments, moments.rows, moments.frames, strict=True):
+    for meta, rows, frames in zip(sampled.segments, sampled.rows, sampled.frames, strict=True):
         if len(rows):
             segment_embeddings = snapshot.read_embedding(game, key, meta.segment)
             chosen = segment_embeddings[frames if window[meta.segment] == 1 else rows]
@@ -41,8 +41,8 @@ def width(snapshot: Snapshot, game: str, key: str) -> int:
     return math.prod(snapshot.embeddings(game, key)[0].shape[1:])
 
 
-def pixels(snapshot: Snapshot, moments: Moments, numbers: int) -> NDArray[np.uint8]:
-    """Grayscale pixels of each moment, shape (n, at most `numbers`), by area interpolation.
+def pixels(snapshot: Snapshot, sampled: SampledSteps, numbers: int) -> NDArray[np.uint8]:
+    """Grayscale pixels of each step, shape (n, at most `numbers`), by area interpolation.
 
     Raises:
         MissingError: If frames are not in this store.
@@ -53,7 +53,7 @@ def pixels(snapshot: Snapshot, moments: Moments, numbers: int) -> NDArray[np.uin
         mean=(0.0,), std=(1.0,), crop=1.0, channels="grey",
     )  # fmt: skip
     parts = []
-    for meta, frames in zip(moments.segments, moments.frames, strict=True):
+    for meta, frames in zip(sampled.segments, sampled.frames, strict=True):
         screens = snapshot.read_frames(meta) if len(frames) else np.zeros((0, 1, 1, 3), np.uint8)
         distinct, inverse = np.unique(frames, return_inverse=True)
         small = [
@@ -91,16 +91,16 @@ def _network(spec: ModelSpec) -> str:
 
 
 def untrained(
-    snapshot: Snapshot, moments: Moments, spec: ModelSpec, seeds: Sequence[int]
+    snapshot: Snapshot, sampled: SampledSteps, spec: ModelSpec, seeds: Sequence[int]
 ) -> list[NDArray[np.float16 | np.float32]]:
-    """Embed each moment with untrained networks of a model's architecture; nothing is written.
+    """Embed each step with untrained networks of a model's architecture; nothing is written.
 
     The output is the model's, without a reduction. The embeddings of seed 0 equal those that
     `:random` stores.
 
     Args:
         snapshot: The store.
-        moments: From `wsa.learn.probe.samples.draw`.
+        sampled: From `wsa.learn.probe.samples.draw`.
         spec: A model for which `has_untrained` is true.
         seeds: Seeds for the weights.
 
@@ -120,7 +120,7 @@ def untrained(
         )
     window = spec.identity.window
     parts: list[list[NDArray[Any]]] = [[] for _ in encoders]
-    for meta, rows, frames in zip(moments.segments, moments.rows, moments.frames, strict=True):
+    for meta, rows, frames in zip(sampled.segments, sampled.rows, sampled.frames, strict=True):
         if not len(rows):
             continue
         segment = read_segment_frames(snapshot, meta, rows=window > 1)

@@ -6,10 +6,10 @@ There are two kinds, both fitted by scikit-learn on the embedding alone:
 - multinomial logistic regression, with one class for every value of a variable, as Anand et al.
   (2019, https://arxiv.org/abs/1906.08226) judge encoders.
 
-Penalties are chosen on moments that are used neither for fitting nor for testing (`Split.check`).
+Penalties are chosen on steps that are used neither for fitting nor for testing (`Split.check`).
 Embeddings are first projected onto their principal axes. Of embeddings wider than `MAX_AXES`, only
 the leading axes are kept, and `Axes.kept` is their share of the variance. The axes are fitted on
-all moments, including those tested: they depend on frames, not on labels.
+all steps, including those tested: they depend on frames, not on labels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from wsa.learn.probe.splits import Split
 
 MAX_AXES = 1024
-# Number of moments on which the axes of wider embeddings are fitted: the time grows with its cube.
+# Number of steps on which the axes of wider embeddings are fitted: the time grows with its cube.
 AXES_SAMPLE = 2048
 _COLUMNS = 2048  # Columns of an embedding that are processed together.
 # For rows with a mean squared length of 1.
@@ -74,7 +74,7 @@ def principal(embeddings: NDArray[Any], max_axes: int = MAX_AXES) -> Axes:
         projected, values = pca.transform(rows), pca.explained_variance_ * (count - 1)
         share = values.sum() / max(total, 1e-30)
     else:
-        # The Gram matrix of moments gives the same axes, and is smaller than the covariance matrix.
+        # The Gram matrix of steps gives the same axes, and is smaller than the covariance matrix.
         sample = np.linspace(0, count - 1, min(count, AXES_SAMPLE)).astype(np.int64)
         products = np.zeros((count, len(sample)))
         for part in _centred(embeddings, sample):
@@ -94,7 +94,7 @@ def memory_bytes(count: int, width: int, held: int = 1) -> int:
     """Estimate the memory needed to probe an embedding, in bytes.
 
     Args:
-        count: Number of moments.
+        count: Number of steps.
         width: Length of the embedding.
         held: Number of embeddings of that width in memory at once.
     """
@@ -112,7 +112,7 @@ def memory_bytes(count: int, width: int, held: int = 1) -> int:
 
 
 def _centred(embeddings: NDArray[Any], sample: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-    """Yield blocks of at most `_COLUMNS` columns, minus their mean over the moments `sample`."""
+    """Yield blocks of at most `_COLUMNS` columns, minus their mean over the steps `sample`."""
     for start in range(0, embeddings.shape[1], _COLUMNS):
         part = embeddings[:, start : start + _COLUMNS].astype(np.float64)
         yield (part - part[sample].mean(axis=0)).astype(np.float32)
@@ -124,10 +124,10 @@ def ridge(axes: Axes, targets: NDArray[Any], split: Split) -> NDArray[np.float64
     Args:
         axes: From `principal`.
         targets: Variables, shape (n, V).
-        split: Split of the moments; no part is empty.
+        split: Split of the steps; no part is empty.
 
     Returns:
-        Predictions for the tested moments, shape (tests, V).
+        Predictions for the tested steps, shape (tests, V).
     """
     from sklearn.linear_model import Ridge
 
@@ -155,15 +155,15 @@ def _many_classes() -> Iterator[None]:
 
 @_many_classes()
 def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
-    """Predict the label of each tested moment by multinomial logistic regression.
+    """Predict the label of each tested step by multinomial logistic regression.
 
     It is fitted on `split.fit`, on rescaled axes, with ever weaker penalties until F1 on
     `split.check` falls.
 
     Args:
         axes: From `principal`.
-        labels: Class of each moment, shape (n,).
-        split: Split of the moments.
+        labels: Class of each step, shape (n,).
+        split: Split of the steps.
 
     Returns:
         Labels, shape (tests,), among those seen in training.
@@ -178,7 +178,7 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     model: Any = LogisticRegression(max_iter=1000, warm_start=True)
     best = -1.0
     for penalty in LOGISTIC_PENALTIES:
-        # scikit-learn sums the losses of moments; the penalty here is relative to their mean.
+        # scikit-learn sums the losses of steps; the penalty here is relative to their mean.
         model.set_params(C=1 / (penalty * len(fit_labels))).fit(rows[split.fit], fit_labels)
         score = f1(labels[split.check], model.predict(rows[split.check]))[0]
         if score < best:

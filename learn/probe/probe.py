@@ -1,7 +1,7 @@
 """Compare encoders by linear probes of their embeddings, and check whether to trust the ranking.
 
 Without training a policy, `wsa probe` measures how well a linear map reads positions from each
-model's embedding of one moment (`wsa.learn.probe.linear`, `wsa.learn.probe.scores`). Untrained
+model's embedding of one step (`wsa.learn.probe.linear`, `wsa.learn.probe.scores`). Untrained
 networks, grayscale pixels, and the *true state* (the variables in the emulator's memory) serve as
 references. No embedding can contain more than the true state, so a measure that does not rank it
 first does not measure the state, and is not used for ranking.
@@ -22,7 +22,7 @@ from wsa.encode.registration.select import choose_models
 from wsa.learn.evaluation.scores import Interval
 from wsa.learn.probe import inputs, linear, ram_labels, scores
 from wsa.learn.probe.linear import Axes
-from wsa.learn.probe.samples import Moments
+from wsa.learn.probe.samples import SampledSteps
 from wsa.learn.probe.scores import Scores, Sums
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
@@ -31,7 +31,7 @@ from wsa.store.objects.snapshot import Snapshot
 
 # Anand et al. skip variables whose values have less entropy, in nats: they hardly vary.
 MIN_ENTROPY = 0.6
-MIN_SHOWN = 50  # Moments with the object on the screen that are needed to test its position.
+MIN_SHOWN = 50  # Steps with the object on the screen that are needed to test its position.
 READABLE = 0.1  # R2 of the best encoder below which a variable counts as unreadable.
 NARROW = 64  # Number of axes in the comparison at equal width.
 MAX_PIXELS = 84 * 84
@@ -119,7 +119,7 @@ class Table:
         lines: The true state first if there is one, then the floor, then the others.
         ordered: Variables whose values have an order; columns of `Line.sums`.
         counted: Variables that count in means: positions on the screen, or all reward variables.
-        better: Whether each group of moments is of better play, shape (groups,).
+        better: Whether each group of steps is of better play, shape (groups,).
         seed: Seed for the intervals.
     """
 
@@ -273,18 +273,18 @@ def pixel_sizes(widths: Sequence[int]) -> list[int]:
     return sorted({min(width, MAX_PIXELS) for width in widths})
 
 
-def usable_variables(moments: Moments, least: float) -> tuple[list[str], dict[str, str]]:
+def usable_variables(sampled: SampledSteps, least: float) -> tuple[list[str], dict[str, str]]:
     """Variables that can be tested, and the reasons that exclude the others.
 
     Args:
-        moments: The drawn moments.
+        sampled: The drawn steps.
         least: Minimum entropy of a variable's values, in nats, while its object is on the screen.
     """
     usable, reasons = [], {}
-    for name, values in moments.target.items():
-        shown = moments.shown[name]
-        if shown.sum() < min(MIN_SHOWN, len(moments) // 4):
-            reasons[name] = f"on the screen at only {int(shown.sum()):,} of {len(moments):,} steps"
+    for name, values in sampled.target.items():
+        shown = sampled.shown[name]
+        if shown.sum() < min(MIN_SHOWN, len(sampled) // 4):
+            reasons[name] = f"on the screen at only {int(shown.sum()):,} of {len(sampled):,} steps"
             continue
         entropy = linear.entropy(values[shown])
         if entropy > 0 and entropy >= least:
@@ -294,24 +294,24 @@ def usable_variables(moments: Moments, least: float) -> tuple[list[str], dict[st
     return usable, reasons
 
 
-def seen_before(moments: Moments, places: Sequence[str]) -> dict[str, dict[str, float]]:
-    """By object and kind of play, the share of tested moments whose exact position was in training.
+def seen_before(sampled: SampledSteps, places: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By object and kind of play, the share of tested steps whose exact position was in training.
 
     If it is high, a probe may look positions up instead of reading them.
     """
     result: dict[str, dict[str, float]] = {}
     for thing in dict.fromkeys(map(ram_labels.object_of, places)):
         coordinates = [name for name in places if ram_labels.object_of(name) == thing]
-        shown = moments.shown[coordinates[0]]
-        place = np.stack([moments.target[name] for name in coordinates], axis=1)
+        shown = sampled.shown[coordinates[0]]
+        place = np.stack([sampled.target[name] for name in coordinates], axis=1)
         _, number = np.unique(place, axis=0, return_inverse=True)
         number = number.reshape(-1)
         counts = np.zeros((2, 2))
-        for split in moments.splits:
+        for split in sampled.splits:
             part = split.within(shown)
             repeated = np.isin(number[part.test], number[part.train])
             for kind in (0, 1):
-                selected = moments.better[part.test] == kind
+                selected = sampled.better[part.test] == kind
                 counts[kind] += repeated[selected].sum(), selected.sum()
         result[thing] = {
             kind: float(seen / count)
@@ -354,7 +354,7 @@ Named = tuple[str, str, Kind, NDArray[Any]]
 def probe(
     snapshot: Snapshot,
     game: str,
-    moments: Moments,
+    sampled: SampledSteps,
     plan: Plan,
     on_line: Callable[[int, int], None] = lambda done, total: None,
 ) -> Table:
@@ -363,7 +363,7 @@ def probe(
     Args:
         snapshot: The store.
         game: ALE game.
-        moments: From `samples.draw`.
+        sampled: From `samples.draw`.
         plan: Settings.
         on_line: Called with (embeddings done, embeddings in total).
 
@@ -375,82 +375,82 @@ def probe(
     kinds = untrained_kinds(snapshot, plan.models) if plan.frames and plan.untrained else {}
     sizes = pixel_sizes(widths) if plan.frames else []
     total = len(plan.models) + len(sizes) + len(kinds) * plan.untrained
-    embeddings = _embeddings(snapshot, game, moments, plan, sizes, kinds)
-    return compare(moments, plan, embeddings, lambda done: on_line(done, total))
+    embeddings = _embeddings(snapshot, game, sampled, plan, sizes, kinds)
+    return compare(sampled, plan, embeddings, lambda done: on_line(done, total))
 
 
 def compare(
-    moments: Moments,
+    sampled: SampledSteps,
     plan: Plan,
     embeddings: Iterable[Named],
     on_line: Callable[[int], None] = lambda done: None,
 ) -> Table:
-    """Probe embeddings of some moments, and the true state.
+    """Probe embeddings of some steps, and the true state.
 
     Args:
-        moments: From `samples.draw`.
+        sampled: From `samples.draw`.
         plan: Settings.
-        embeddings: Embeddings of these moments; only one is in memory at a time.
+        embeddings: Embeddings of these steps; only one is in memory at a time.
         on_line: Called with the number of embeddings done.
     """
-    lines = [_probe_one(FLOOR, "", "floor", None, moments, plan)]
+    lines = [_probe_one(FLOOR, "", "floor", None, sampled, plan)]
     if plan.state:
-        state = np.stack([*moments.target.values()], axis=1).astype(np.float64)
+        state = np.stack([*sampled.target.values()], axis=1).astype(np.float64)
         spread = state.std(axis=0)
         scaled = (state - state.mean(axis=0)) / np.where(spread > 0, spread, 1)
-        lines.insert(0, _probe_one(TRUE_STATE, "", "state", scaled, moments, plan))
+        lines.insert(0, _probe_one(TRUE_STATE, "", "state", scaled, sampled, plan))
     for done, (name, key, kind, rows) in enumerate(embeddings, 1):
-        lines.append(_probe_one(name, key, kind, rows, moments, plan))
+        lines.append(_probe_one(name, key, kind, rows, sampled, plan))
         on_line(done)
     ordered = plan.variables if plan.ordered else []
     counted = [n for n in ordered if not plan.state or ram_labels.is_position(n)]
-    return Table(lines, ordered, counted, moments.groups.better, plan.seed)
+    return Table(lines, ordered, counted, sampled.groups.better, plan.seed)
 
 
 def _embeddings(
     snapshot: Snapshot,
     game: str,
-    moments: Moments,
+    sampled: SampledSteps,
     plan: Plan,
     sizes: Sequence[int],
     kinds: Mapping[str, str],
 ) -> Iterator[Named]:
     """Yield the embeddings to compare, one at a time, because each may be large."""
     for key, name in plan.models.items():
-        yield name, key, "model", inputs.embeddings(snapshot, game, key, moments)
+        yield name, key, "model", inputs.embeddings(snapshot, game, key, sampled)
     for key, name in kinds.items():
         seeds = range(plan.untrained)
-        of_seeds = inputs.untrained(snapshot, moments, read_spec(snapshot, key), seeds)
+        of_seeds = inputs.untrained(snapshot, sampled, read_spec(snapshot, key), seeds)
         for seed in seeds:
             yield f"{name}, seed {seed}", "", "untrained", of_seeds[seed]
     for size in sizes:
-        rows = inputs.pixels(snapshot, moments, size)
+        rows = inputs.pixels(snapshot, sampled, size)
         yield f"pixels {rows.shape[1]}", "", "pixels", rows
 
 
 def _probe_one(
-    name: str, key: str, kind: Kind, rows: NDArray[Any] | None, moments: Moments, plan: Plan
+    name: str, key: str, kind: Kind, rows: NDArray[Any] | None, sampled: SampledSteps, plan: Plan
 ) -> Line:
     """Probe every variable in one embedding; if `rows` is None, predict the mean."""
     axes = None if rows is None else linear.principal(rows)
     sums: dict[Way, Sums] = {}
     if plan.ordered:
-        sums["both"] = scores.fit_and_test(axes, moments, plan.variables, moments.splits)
-        if moments.better.any() and not moments.better.all():
-            across = [split.across(moments.better) for split in moments.splits]
-            sums["transfer"] = scores.fit_and_test(axes, moments, plan.variables, across)
+        sums["both"] = scores.fit_and_test(axes, sampled, plan.variables, sampled.splits)
+        if sampled.better.any() and not sampled.better.all():
+            across = [split.across(sampled.better) for split in sampled.splits]
+            sums["transfer"] = scores.fit_and_test(axes, sampled, plan.variables, across)
         narrow = axes and axes.leading(NARROW)
-        sums["narrow"] = scores.fit_and_test(narrow, moments, plan.variables, moments.splits)
+        sums["narrow"] = scores.fit_and_test(narrow, sampled, plan.variables, sampled.splits)
     numbers = 0 if rows is None else rows.shape[1]
-    f1 = _f1(axes, moments, plan.variables) if plan.f1 else {}
+    f1 = _f1(axes, sampled, plan.variables) if plan.f1 else {}
     return Line(name, key, kind, numbers, axes.kept if axes else 1.0, sums, f1)
 
 
-def _f1(axes: Axes | None, moments: Moments, variables: Sequence[str]) -> dict[str, F1]:
+def _f1(axes: Axes | None, sampled: SampledSteps, variables: Sequence[str]) -> dict[str, F1]:
     """F1 of each variable in the first split; without axes, predict the most frequent value."""
-    split, result = moments.splits[0], {}
+    split, result = sampled.splits[0], {}
     for name in variables:
-        values = moments.target[name]
+        values = sampled.target[name]
         if axes is None:
             distinct, counts = np.unique(values[split.train], return_counts=True)
             predicted = np.full(len(split.test), distinct[counts.argmax()])

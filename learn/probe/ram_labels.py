@@ -246,7 +246,7 @@ def variables(game: str) -> dict[str, int]:
 
 
 def read(game: str, memory: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-    """Read each variable, shape (n,), from the memory of some moments, shape (n, 128)."""
+    """Read each variable, shape (n,), from the memory of some steps, shape (n, 128)."""
     return {name: memory[:, byte] for name, byte in variables(game).items()}
 
 

@@ -1,7 +1,7 @@
-"""Draw the moments that probes use, with the variables to predict for each.
+"""Draw the steps that probes use, with the variables to predict for each.
 
-A store records who played each segment, so half of the moments are drawn from *random play* and
-half from *better play*. Tests use whole episodes, and no moment whose exact frame was in training.
+A store records who played each segment, so half of the steps are drawn from *random play* and
+half from *better play*. Tests use whole episodes, and no step whose exact frame was in training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPREAD = 5  # Draw samples from this many times as many steps.
 
 
 @dataclasses.dataclass(frozen=True)
-class Moments:
+class SampledSteps:
     """Drawn steps of some segments.
 
     Attributes:
@@ -33,9 +33,9 @@ class Moments:
         frames: For each segment, the index of the distinct frame that each row shows.
         target: By variable, its values, shape (n,), over all segments in order.
         shown: By variable, whether its object is on the screen, shape (n,).
-        better: Whether each moment is of better play, shape (n,).
-        groups: Groups of moments that stay together in a split.
-        splits: Training and test moments; each moment is tested in at most one split.
+        better: Whether each step is of better play, shape (n,).
+        groups: Groups of steps that stay together in a split.
+        splits: Training and test steps; each step is tested in at most one split.
     """
 
     segments: list[SegmentMeta]
@@ -117,7 +117,7 @@ def draw(
     samples: int,
     splits: int,
     seed: int,
-) -> Moments:
+) -> SampledSteps:
     """Draw steps, and assign them to splits.
 
     Args:
@@ -163,7 +163,7 @@ def draw(
             raise _too_few(snapshot, count, "better play" if kind else "random play")
     digests = np.concatenate([r["digest"][f] for r, f in zip(rows_of, frames, strict=True)])
     identity = np.ascontiguousarray(digests).view("V16").ravel()
-    return Moments(
+    return SampledSteps(
         list(segments),
         places,
         frames,
@@ -202,7 +202,7 @@ def _joined(parts: Sequence[dict[str, NDArray[Any]]], at: Sequence[Rows]) -> dic
 
 
 def _unseen(split: Split, identity: NDArray[Any]) -> Split:
-    """Remove tested moments whose exact frame is in training."""
+    """Remove tested steps whose exact frame is in training."""
     fresh = ~np.isin(identity[split.test], identity[split.train])
     return dataclasses.replace(split, test=split.test[fresh])
 

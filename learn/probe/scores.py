@@ -1,6 +1,6 @@
 """Accuracy of predicted positions: R2 and hits over all splits, with intervals over episodes.
 
-Every tested moment adds to a few sums of its episode. All results follow from these sums: scores of
+Every tested step adds to a few sums of its episode. All results follow from these sums: scores of
 a variable, means over variables, and bootstrap intervals, which resample episodes.
 """
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from wsa.learn.evaluation.scores import Interval
 from wsa.learn.probe import linear
 from wsa.learn.probe.linear import Axes
-from wsa.learn.probe.samples import Moments
+from wsa.learn.probe.samples import SampledSteps
 from wsa.learn.probe.splits import Split
 
 HIT_WITHIN = 4  # Units of memory; on the screen about as many pixels.
-# Fewest moments with the object on the screen to fit a probe, and to choose its penalty.
+# Fewest steps with the object on the screen to fit a probe, and to choose its penalty.
 MIN_FIT, MIN_CHECK = 10, 2
 DRAWS = 1000
-_SUMS = 5  # Moments, values, their squares, squared errors, hits.
+_SUMS = 5  # Steps, values, their squares, squared errors, hits.
 
 Sums = NDArray[np.float64]  # (groups, V, _SUMS)
 
@@ -32,7 +32,7 @@ class Scores(NamedTuple):
 
     Attributes:
         r2: Coefficient of determination.
-        hit: Share of moments predicted within `HIT_WITHIN`.
+        hit: Share of steps predicted within `HIT_WITHIN`.
     """
 
     r2: NDArray[np.float64]
@@ -40,29 +40,29 @@ class Scores(NamedTuple):
 
 
 def fit_and_test(
-    axes: Axes | None, moments: Moments, names: Sequence[str], splits: Sequence[Split]
+    axes: Axes | None, sampled: SampledSteps, names: Sequence[str], splits: Sequence[Split]
 ) -> Sums:
     """Fit probes of some variables in each split, and test them.
 
-    A variable is fitted and tested only at moments with its object on the screen.
+    A variable is fitted and tested only at steps with its object on the screen.
 
     Args:
         axes: The embedding; None to predict the mean.
-        moments: The drawn moments.
+        sampled: The drawn steps.
         names: Names of V variables.
-        splits: Splits of `moments`, or parts of them.
+        splits: Splits of `sampled`, or parts of them.
 
     Returns:
-        Sums of each group of `moments`.
+        Sums of each group of `sampled`.
     """
-    total = np.zeros((len(moments.groups), len(names), _SUMS))
-    # Variables that are on the screen at the same moments share a fit.
+    total = np.zeros((len(sampled.groups), len(names), _SUMS))
+    # Variables that are on the screen at the same steps share a fit.
     together: dict[bytes, list[int]] = {}
     for i, name in enumerate(names):
-        together.setdefault(moments.shown[name].tobytes(), []).append(i)
+        together.setdefault(sampled.shown[name].tobytes(), []).append(i)
     for columns in together.values():
-        targets = np.stack([moments.target[names[i]] for i in columns], axis=1).astype(float)
-        shown = moments.shown[names[columns[0]]]
+        targets = np.stack([sampled.target[names[i]] for i in columns], axis=1).astype(float)
+        shown = sampled.shown[names[columns[0]]]
         for split in splits:
             part = split.within(shown)
             if len(part.fit) < MIN_FIT or len(part.check) < MIN_CHECK or not len(part.test):
@@ -80,7 +80,7 @@ def fit_and_test(
                 errors**2,
                 abs(errors) <= HIT_WITHIN,
             ]
-            groups = moments.groups.of[part.test]
+            groups = sampled.groups.of[part.test]
             for i, values in enumerate(statistics):
                 for j, column in enumerate(columns):
                     total[:, column, i] += np.bincount(groups, values[:, j], len(total))
@@ -88,7 +88,7 @@ def fit_and_test(
 
 
 def score(sums: NDArray[np.float64]) -> Scores:
-    """Compute scores from sums (..., V, 5) over the tested moments."""
+    """Compute scores from sums (..., V, 5) over the tested steps."""
     count, value, square, error, hits = np.moveaxis(sums, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         varied = square - value**2 / count

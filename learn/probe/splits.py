@@ -21,7 +21,7 @@ Mask = NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Indices of moments: to fit, to choose a penalty, and to test."""
+    """Indices of steps: to fit, to choose a penalty, and to test."""
 
     fit: Rows
     check: Rows
@@ -29,11 +29,11 @@ class Split:
 
     @property
     def train(self) -> Rows:
-        """All moments that are not tested."""
+        """All steps that are not tested."""
         return np.concatenate([self.fit, self.check])
 
     def within(self, mask: Mask) -> Split:
-        """Only the moments for which `mask`, shape (n,) over all moments, is true."""
+        """Only the steps for which `mask`, shape (n,) over all steps, is true."""
         return Split(*(part[mask[part]] for part in (self.fit, self.check, self.test)))
 
     def across(self, better: Mask) -> Split:
@@ -44,10 +44,10 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Groups of moments that stay together.
+    """Groups of steps that stay together.
 
     Attributes:
-        of: Group of each moment, shape (n,).
+        of: Group of each step, shape (n,).
         unit: `episodes` or `segments`, or both if a kind of play has too few episodes.
         better: Whether each group is of better play, shape (groups,).
     """
@@ -61,12 +61,12 @@ class Groups:
 
 
 def group(episodes: Sequence[tuple[object, ...]], segments: Sequence[int], better: Mask) -> Groups:
-    """Group moments by episode, or by segment for a kind of play with too few episodes.
+    """Group steps by episode, or by segment for a kind of play with too few episodes.
 
     Args:
-        episodes: Episode of each moment, length n.
-        segments: Segment of each moment, length n.
-        better: Whether each moment is of better play, shape (n,).
+        episodes: Episode of each step, length n.
+        segments: Segment of each step, length n.
+        better: Whether each step is of better play, shape (n,).
     """
     units, named = set(), np.empty(len(better), object)
     for kind in (False, True):

@@ -67,7 +67,7 @@ def action_target(meta: SegmentMeta, rows: dict[str, NDArray[Any]]) -> Labels:
 def reward_target(horizons: Sequence[int]) -> Labeler:
     """Sign of the summed reward over the next steps of the episode, for each number of steps.
 
-    A moment has an answer if its segment contains all of these steps, or the episode's end.
+    A step has an answer if its segment contains all of these steps, or the episode's end.
     """
     return lambda meta, rows: _rewards(rows, horizons)
 

@@ -11,7 +11,7 @@ from wsa.learn.probe.splits import Split
 
 
 def split_sixths(count: int) -> Split:
-    """Of every six moments, fit four, check one, and test one."""
+    """Of every six steps, fit four, check one, and test one."""
     at = np.arange(count)
     return Split(at[at % 6 < 4], at[at % 6 == 4], at[at % 6 == 5])
 
@@ -50,7 +50,7 @@ def test_ridge_is_the_closed_form():
 
 
 def test_rotated_and_repeated_embeddings_give_the_same_predictions():
-    """Also where embeddings have more numbers than there are moments."""
+    """Also where embeddings have more numbers than there are steps."""
     place, rows = make_data(240, 150)
     split = split_sixths(240)
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(450, 450)))[0]
@@ -77,7 +77,7 @@ def test_noise_predicts_nothing():
     assert f1(place[split.test], classify(axes, place, split))[0] < 0.25
 
 
-def test_tested_moments_do_not_influence_the_predictions():
+def test_tested_samples_do_not_influence_the_predictions():
     place, rows = make_data(240, 5)
     split = split_sixths(240)
     other = place.copy()

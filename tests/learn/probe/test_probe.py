@@ -14,7 +14,7 @@ from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.models.paper import load
 from wsa.learn.probe import inputs
 from wsa.learn.probe.probe import FLOOR, Plan, Table, probe, usable_variables
-from wsa.learn.probe.samples import Moments, draw
+from wsa.learn.probe.samples import SampledSteps, draw
 from wsa.learn.probe.targets import action_target, reward_target
 from wsa.store.backends.base import Backend
 from wsa.store.format.records import EmbeddingMeta, ModelMeta
@@ -46,7 +46,7 @@ def known_rewards(kit: ModuleType) -> Snapshot:
     return take_snapshot(store)
 
 
-def draw_moments(snapshot: Snapshot, labeler: Any, samples: int) -> Moments:
+def draw_samples(snapshot: Snapshot, labeler: Any, samples: int) -> SampledSteps:
     return draw(snapshot, snapshot.segments(), labeler, samples, 5, 1)
 
 
@@ -66,13 +66,13 @@ def r2_of(table: Table, name: str, variable: str) -> float:
 def test_a_model_that_knows_the_reward_is_ranked_above_noise(
     kit: ModuleType, known_rewards: Snapshot
 ) -> None:
-    moments = draw_moments(known_rewards, reward_target((1, 2)), 300)
-    variables, left_out = usable_variables(moments, 0)
+    sampled = draw_samples(known_rewards, reward_target((1, 2)), 300)
+    variables, left_out = usable_variables(sampled, 0)
     assert not left_out and variables == ["next step", "next 2 steps"]
     models = {kit.key("vit"): "noise", kit.key("lite0"): "known"}
     progress: list[tuple[int, int]] = []
     table = probe(
-        known_rewards, kit.GAME, moments, plan(models, variables),
+        known_rewards, kit.GAME, sampled, plan(models, variables),
         lambda *counts: progress.append(counts),
     )  # fmt: skip
     assert progress == [(1, 2), (2, 2)]
@@ -88,9 +88,9 @@ def test_a_model_that_knows_the_reward_is_ranked_above_noise(
 
 
 def test_actions_have_no_order(kit: ModuleType, known_rewards: Snapshot) -> None:
-    moments = draw_moments(known_rewards, action_target, 200)
+    sampled = draw_samples(known_rewards, action_target, 200)
     models = {kit.key("lite0"): "known"}
-    table = probe(known_rewards, kit.GAME, moments, plan(models, ["action"], ordered=False))
+    table = probe(known_rewards, kit.GAME, sampled, plan(models, ["action"], ordered=False))
     known, _ = table.ranked()
     assert not known.sums and not table.means and table.ranked_by == "f1"
     assert known.f1["action"].weighted < 0.6  # The actions are random.
@@ -100,8 +100,8 @@ Embeddings = dict[tuple[str, str], NDArray[Any]]
 
 
 @pytest.fixture(scope="module")
-def two_windows(kit: ModuleType) -> tuple[Snapshot, Moments, Embeddings]:
-    """A store with a model of one frame and one of four, 40 moments, and the stored embeddings."""
+def two_windows(kit: ModuleType) -> tuple[Snapshot, SampledSteps, Embeddings]:
+    """A store with a model of one frame and one of four, 40 steps, and the stored embeddings."""
     store = MemoryBackend()
     store.put_new("wsa.json", b'{"format":1}')
     embeddings: Embeddings = {}
@@ -112,22 +112,22 @@ def two_windows(kit: ModuleType) -> tuple[Snapshot, Moments, Embeddings]:
                 store, meta, kit.key(alias), shape=(2, 3), window=window
             )
     snapshot = take_snapshot(store)
-    return snapshot, draw_moments(snapshot, action_target, 40), embeddings
+    return snapshot, draw_samples(snapshot, action_target, 40), embeddings
 
 
-def test_inputs_are_the_embeddings_and_pixels_of_the_moments(
-    kit: ModuleType, two_windows: tuple[Snapshot, Moments, Embeddings]
+def test_inputs_are_the_embeddings_and_pixels_of_the_samples(
+    kit: ModuleType, two_windows: tuple[Snapshot, SampledSteps, Embeddings]
 ) -> None:
     """Embeddings of one frame are stored by frame, those of a window by row."""
-    snapshot, moments, stored_embeddings = two_windows
+    snapshot, sampled, stored_embeddings = two_windows
     for alias in ("lite0", "stacked"):
-        embeddings = inputs.embeddings(snapshot, kit.GAME, kit.key(alias), moments)
+        embeddings = inputs.embeddings(snapshot, kit.GAME, kit.key(alias), sampled)
         expected = []
-        for meta, rows in zip(moments.segments, moments.rows, strict=True):
+        for meta, rows in zip(sampled.segments, sampled.rows, strict=True):
             at = snapshot.read_rows(meta)["frame"][rows] if alias == "lite0" else rows
             expected += list(stored_embeddings[meta.segment, alias][at])
         assert (embeddings == np.stack(expected).reshape(40, 6)).all()
-    pixels = inputs.pixels(snapshot, moments, 20)
+    pixels = inputs.pixels(snapshot, sampled, 20)
     assert pixels.shape == (40, 20) and pixels.dtype == np.uint8 and pixels.std() > 0
 
 
@@ -143,18 +143,18 @@ def make_spec(alias: str, output: str, random: bool = False) -> ModelSpec:
 @pytest.mark.slow
 @pytest.mark.parametrize(("alias", "output"), [("sr", "pooled+rp:8"), ("okk", "map")])
 def test_untrained_networks_are_those_of_their_seeds(
-    kit: ModuleType, two_windows: tuple[Snapshot, Moments, Embeddings], alias: str, output: str
+    kit: ModuleType, two_windows: tuple[Snapshot, SampledSteps, Embeddings], alias: str, output: str
 ) -> None:
-    snapshot, moments, _ = two_windows
+    snapshot, sampled, _ = two_windows
     spec = make_spec(alias, output)
     assert inputs.has_untrained(spec)
-    zero, one = inputs.untrained(snapshot, moments, spec, (0, 1))
+    zero, one = inputs.untrained(snapshot, sampled, spec, (0, 1))
     model = load.build(f"wsa:{alias}", "random")
     unreduced = msgspec.structs.replace(inputs.parse_output(output), reduction="", numbers=0)
     encoder = Encoder(model, model.preprocessing, unreduced)
     meta, frames, rows = next(
         drawn
-        for drawn in zip(moments.segments, moments.frames, moments.rows, strict=True)
+        for drawn in zip(sampled.segments, sampled.frames, sampled.rows, strict=True)
         if len(drawn[1])
     )
     if model.window == 1:
@@ -178,9 +178,9 @@ def test_untrained_networks_and_pixels_are_probed_beside_the_encoders(
         for key in models:
             kit.add_embedding(store, meta, key, shape=(512,), window=specs[0].identity.window)
     snapshot = take_snapshot(store)
-    moments = draw_moments(snapshot, reward_target((1,)), 20)
+    sampled = draw_samples(snapshot, reward_target((1,)), 20)
     asked = plan(models, ["next step"], untrained=2, frames=True, f1=False)
-    lines = probe(snapshot, kit.GAME, moments, asked).lines
+    lines = probe(snapshot, kit.GAME, sampled, asked).lines
     assert {line.name for line in lines} > {FLOOR, "vos", "vos:random"}
     untrained = [line for line in lines if line.kind == "untrained"]
     assert [(line.name, line.numbers) for line in untrained] == [
@@ -192,10 +192,10 @@ def test_untrained_networks_and_pixels_are_probed_beside_the_encoders(
 
 
 def test_the_untrained_network_has_the_inputs_of_the_encoder(
-    two_windows: tuple[Snapshot, Moments, Embeddings],
+    two_windows: tuple[Snapshot, SampledSteps, Embeddings],
 ) -> None:
     """`sr` is the paper's network of four large frames, or one of a small frame."""
-    snapshot, moments, _ = two_windows
+    snapshot, sampled, _ = two_windows
     spec = make_spec("sr", "pooled")
     small, paper = load.networks("sr")
 
@@ -206,11 +206,11 @@ def test_the_untrained_network_has_the_inputs_of_the_encoder(
         )
         return msgspec.structs.replace(spec, identity=identity)
 
-    (embeddings,) = inputs.untrained(snapshot, moments, spec_of(small, 1), (3,))
+    (embeddings,) = inputs.untrained(snapshot, sampled, spec_of(small, 1), (3,))
     seeded = load.build("wsa:sr", "random", 3, small)
     encoder = Encoder(seeded, seeded.preprocessing, inputs.parse_output("pooled"))
-    i = next(i for i, frames in enumerate(moments.frames) if len(frames))
-    first = snapshot.read_frames(moments.segments[i])[moments.frames[i][:1]]
+    i = next(i for i, frames in enumerate(sampled.frames) if len(frames))
+    first = snapshot.read_frames(sampled.segments[i])[sampled.frames[i][:1]]
     assert (embeddings[0] == stored(encoder(first))[0]).all()
     assert inputs._network(spec_of(paper, 4)) == paper
     assert not inputs.has_untrained(spec_of(paper, 3))

@@ -20,14 +20,14 @@ from wsa.learn.probe.probe import (
     seen_before,
     usable_variables,
 )
-from wsa.learn.probe.samples import Moments
+from wsa.learn.probe.samples import SampledSteps
 from wsa.learn.probe.splits import group, make_splits
 
 EPISODES, STEPS = 20, 18
 
 
 @pytest.fixture
-def moments() -> Moments:
+def sampled() -> SampledSteps:
     """A ball and a paddle at random places, further to the right in the second half of the episodes.
 
     The ball is on the screen at two steps of three; at the others its place is noise.
@@ -42,27 +42,27 @@ def moments() -> Moments:
     target = {"ball x": ball[:, 0], "ball y": ball[:, 1], "paddle x": paddle, "score": paddle // 10}
     always = np.ones(count, np.bool_)
     groups = group([(e,) for e in episode.tolist()], [0] * count, better)
-    return Moments(
+    return SampledSteps(
         [], [], [], target, {**dict.fromkeys(target, always), "ball x": shown, "ball y": shown},
         better, groups, make_splits(groups, 5),
     )  # fmt: skip
 
 
-def compare_models(moments: Moments, f1: bool = False, **embeddings: NDArray[Any]) -> Table:
+def compare_models(sampled: SampledSteps, f1: bool = False, **embeddings: NDArray[Any]) -> Table:
     return compare(
-        moments, plan(moments, f1), [(n, "", "model", rows) for n, rows in embeddings.items()]
+        sampled, plan(sampled, f1), [(n, "", "model", rows) for n, rows in embeddings.items()]
     )
 
 
-def plan(moments: Moments, f1: bool = False) -> Plan:
-    variables, _ = usable_variables(moments, 0.6)
+def plan(sampled: SampledSteps, f1: bool = False) -> Plan:
+    variables, _ = usable_variables(sampled, 0.6)
     return Plan({}, variables, True, True, f1, 0, False, 1)
 
 
-def embed(moments: Moments, *names: str, noise: int = 4) -> NDArray[np.float32]:
+def embed(sampled: SampledSteps, *names: str, noise: int = 4) -> NDArray[np.float32]:
     """Embeddings that contain some variables, and noise."""
-    variables = [moments.target[name] / 30 for name in names]
-    noises = np.random.default_rng(1).normal(size=(len(moments), noise))
+    variables = [sampled.target[name] / 30 for name in names]
+    noises = np.random.default_rng(1).normal(size=(len(sampled), noise))
     return np.column_stack([*variables, noises]).astype(np.float32)
 
 
@@ -77,9 +77,9 @@ def has_note(table: Table, start: str) -> bool:
     return any(note.startswith(start) for note in tables.notes(table, hits=True))
 
 
-def test_the_true_state_comes_first(moments: Moments) -> None:
-    half = embed(moments, "ball x", "paddle x")
-    table = compare_models(moments, one=embed(moments, "ball y"), half=half)
+def test_the_true_state_comes_first(sampled: SampledSteps) -> None:
+    half = embed(sampled, "ball x", "paddle x")
+    table = compare_models(sampled, one=embed(sampled, "ball y"), half=half)
     state, best, worst, floor = table.ranked()
     names = [line.name for line in (state, best, worst, floor)]
     assert names == [TRUE_STATE, "half", "one", FLOOR]
@@ -94,13 +94,15 @@ def test_the_true_state_comes_first(moments: Moments) -> None:
     assert r2.low <= r2.value <= r2.high and r2.low < r2.high
 
 
-def test_a_measure_that_ranks_a_model_above_the_true_state_is_not_used(moments: Moments) -> None:
+def test_a_measure_that_ranks_a_model_above_the_true_state_is_not_used(
+    sampled: SampledSteps,
+) -> None:
     """One-hot codes of the values win by F1, as an untrained network does."""
-    moments.target["paddle x"] //= 3
-    places = [np.eye(34)[moments.target[name]] for name in ("paddle x", "score")]
-    codes = np.concatenate([*places, embed(moments, noise=1)], axis=1)
-    del moments.target["ball x"], moments.target["ball y"]
-    table = compare_models(moments, f1=True, codes=codes)
+    sampled.target["paddle x"] //= 3
+    places = [np.eye(34)[sampled.target[name]] for name in ("paddle x", "score")]
+    codes = np.concatenate([*places, embed(sampled, noise=1)], axis=1)
+    del sampled.target["ball x"], sampled.target["ball y"]
+    table = compare_models(sampled, f1=True, codes=codes)
     failed = table.calibrations["f1"]
     assert failed.best_name == "codes" and failed.true_state < failed.best_other
     assert not failed.ranks and table.calibrations["r2"].ranks and table.ranked_by == "r2"
@@ -108,7 +110,7 @@ def test_a_measure_that_ranks_a_model_above_the_true_state_is_not_used(moments: 
 
 
 def make_line(name: str, kind: Any, r2: float, hit: float) -> Line:
-    """A line with these scores of one variable, from two episodes of four moments each."""
+    """A line with these scores of one variable, from two episodes of four steps each."""
     sums = np.tile([4.0, 0.0, 4.0, 4 * (1 - r2), 4 * hit], (2, 1, 1))
     return Line(name, "", kind, 1, 1.0, {"both": sums}, {})
 
@@ -142,21 +144,21 @@ def test_models_are_ranked_by_a_measure_that_puts_the_true_state_first() -> None
     assert tables.as_json(unranked)["calibration"]["hit"]["ranks"] is False
 
 
-def test_places_are_tested_only_while_the_object_is_on_the_screen(moments: Moments) -> None:
-    rows = embed(moments, "ball x", noise=1)
-    hidden = ~moments.shown["ball x"]
+def test_places_are_tested_only_while_the_object_is_on_the_screen(sampled: SampledSteps) -> None:
+    rows = embed(sampled, "ball x", noise=1)
+    hidden = ~sampled.shown["ball x"]
     rows[hidden] = np.random.default_rng(2).normal(size=rows[hidden].shape)
-    table = compare_models(moments, known=rows)
+    table = compare_models(sampled, known=rows)
     assert r2_of(table, "known", "ball x") > 0.99
     tested = table.lines[-1].sums["both"][..., 0].sum(axis=0)
-    assert tested[table.ordered.index("ball x")] == moments.shown["ball x"].sum()
-    assert tested[table.ordered.index("paddle x")] == len(moments)
+    assert tested[table.ordered.index("ball x")] == sampled.shown["ball x"].sum()
+    assert tested[table.ordered.index("paddle x")] == len(sampled)
 
 
-def test_variables_that_are_rarely_shown_or_hardly_vary_are_left_out(moments: Moments) -> None:
-    moments.shown["ball x"] = np.arange(len(moments)) < 20
-    moments.target["score"][:] = 3
-    kept, left_out = usable_variables(moments, 0.6)
+def test_variables_that_are_rarely_shown_or_hardly_vary_are_left_out(sampled: SampledSteps) -> None:
+    sampled.shown["ball x"] = np.arange(len(sampled)) < 20
+    sampled.target["score"][:] = 3
+    kept, left_out = usable_variables(sampled, 0.6)
     assert kept == ["ball y", "paddle x"]
     assert left_out == {
         "ball x": "on the screen at only 20 of 360 steps",
@@ -164,60 +166,60 @@ def test_variables_that_are_rarely_shown_or_hardly_vary_are_left_out(moments: Mo
     }
 
 
-def test_probes_of_random_play_are_tested_on_better_play(moments: Moments) -> None:
+def test_probes_of_random_play_are_tested_on_better_play(sampled: SampledSteps) -> None:
     """Numbers that mean the opposite in better play do not transfer."""
-    place = moments.target["paddle x"] / 30
-    flipped = np.column_stack([np.where(moments.better, -place, place), moments.better])
-    same = np.column_stack([place, moments.better])
-    table = compare_models(moments, flipped=flipped, same=same)
+    place = sampled.target["paddle x"] / 30
+    flipped = np.column_stack([np.where(sampled.better, -place, place), sampled.better])
+    same = np.column_stack([place, sampled.better])
+    table = compare_models(sampled, flipped=flipped, same=same)
     assert r2_of(table, "same", "paddle x", "transfer") > 0.99
     assert r2_of(table, "flipped", "paddle x", "transfer") < 0
     assert table.means["flipped", "transfer"][0].value == 0  # Means count scores below 0 as 0.
     tested = table.lines[0].sums["transfer"][..., 0].any(axis=1)
-    assert (tested == moments.groups.better).all()
+    assert (tested == sampled.groups.better).all()
 
 
-def test_the_narrow_score_uses_the_64_leading_axes(moments: Moments) -> None:
+def test_the_narrow_score_uses_the_64_leading_axes(sampled: SampledSteps) -> None:
     """They do not contain a place whose axis is quieter."""
     generator = np.random.default_rng(3)
-    loud = 10 * generator.normal(size=(len(moments), 64))
-    quiet = embed(moments, "paddle x", noise=0)
-    table = compare_models(moments, quiet=np.column_stack([loud, quiet]), alone=quiet)
+    loud = 10 * generator.normal(size=(len(sampled), 64))
+    quiet = embed(sampled, "paddle x", noise=0)
+    table = compare_models(sampled, quiet=np.column_stack([loud, quiet]), alone=quiet)
     assert r2_of(table, "quiet", "paddle x") > 0.9
     assert r2_of(table, "quiet", "paddle x", "narrow") < 0.1
     assert r2_of(table, "alone", "paddle x", "narrow") > 0.99
 
 
-def test_variables_that_no_encoder_knows_are_left_out_of_means(moments: Moments) -> None:
+def test_variables_that_no_encoder_knows_are_left_out_of_means(sampled: SampledSteps) -> None:
     table = compare_models(
-        moments, some=embed(moments, "ball x", "paddle x"), less=embed(moments, "ball x")
+        sampled, some=embed(sampled, "ball x", "paddle x"), less=embed(sampled, "ball x")
     )
     assert table.unread == ["ball y"]
     assert table.means["some", "both"][0].value > 0.99
     assert table.means["less", "both"][0].value == pytest.approx(0.5, abs=0.05)
     (note,) = [n for n in tables.notes(table, hits=True) if n.startswith("left out of means")]
     assert "ball y" in note
-    noise = compare_models(moments, noise=embed(moments))
+    noise = compare_models(sampled, noise=embed(sampled))
     assert noise.unread == noise.counted and not noise.means
     assert "| -" in tables.means_table(noise, hits=True)
 
 
-def test_the_share_of_places_that_occur_in_training(moments: Moments) -> None:
-    moments.target["paddle x"][:] = np.where(
-        moments.better, np.arange(len(moments)), moments.target["paddle x"] % 3
+def test_the_share_of_places_that_occur_in_training(sampled: SampledSteps) -> None:
+    sampled.target["paddle x"][:] = np.where(
+        sampled.better, np.arange(len(sampled)), sampled.target["paddle x"] % 3
     )
-    seen = seen_before(moments, ["ball x", "ball y", "paddle x"])
+    seen = seen_before(sampled, ["ball x", "ball y", "paddle x"])
     assert seen["paddle"] == {"random": 1.0, "better": 0.0}
     assert 0 < seen["ball"]["random"] < 0.2  # Of 10,000 places.
 
 
-def test_seeds_of_one_network_share_a_line_with_their_range(moments: Moments) -> None:
+def test_seeds_of_one_network_share_a_line_with_their_range(sampled: SampledSteps) -> None:
     known = (("ball x",), ("ball x", "paddle x"), ("ball x",))
     seeds: list[Any] = [
-        (f"sr untrained, seed {i}", "", "untrained", embed(moments, *names))
+        (f"sr untrained, seed {i}", "", "untrained", embed(sampled, *names))
         for i, names in enumerate(known)
     ]
-    table = compare(moments, plan(moments), seeds)
+    table = compare(sampled, plan(sampled), seeds)
     (line,) = [r for r in tables.means_table(table, hits=False).splitlines() if "untrained" in r]
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells[0] == "sr untrained, 3 seeds"

@@ -1,4 +1,4 @@
-"""Moments that probes use: which segments and steps are drawn, their labels, and their splits."""
+"""Steps that probes use: which segments and steps are drawn, their labels, and their splits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from wsa.learn.probe.samples import Moments, choose, draw, is_better, max_drawn
+from wsa.learn.probe.samples import SampledSteps, choose, draw, is_better, max_drawn
 from wsa.learn.probe.targets import action_target, horizons_of, reward_target
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
@@ -43,41 +43,41 @@ def both_kinds(kit: ModuleType) -> Snapshot:
     return take_snapshot(store)
 
 
-def draw_actions(snapshot: Snapshot, samples: int = 300, seed: int = 1) -> Moments:
+def draw_actions(snapshot: Snapshot, samples: int = 300, seed: int = 1) -> SampledSteps:
     return draw(snapshot, snapshot.segments(), action_target, samples, 5, seed)
 
 
 def test_an_episode_is_in_one_part_of_a_split(both_kinds: Snapshot) -> None:
     segments = [meta for meta in both_kinds.segments() if not is_better(meta)]
-    moments = draw(both_kinds, segments, action_target, 200, 5, 1)
+    sampled = draw(both_kinds, segments, action_target, 200, 5, 1)
     episodes = np.concatenate(
         [
             1000 * number + both_kinds.read_rows(meta)["episode"][rows]
-            for number, (meta, rows) in enumerate(zip(moments.segments, moments.rows, strict=True))
+            for number, (meta, rows) in enumerate(zip(sampled.segments, sampled.rows, strict=True))
         ]
     )
-    assert moments.groups.unit == "episodes"
-    assert (len(moments), len(moments.splits)) == (200, 5)
-    for split in moments.splits:
+    assert sampled.groups.unit == "episodes"
+    assert (len(sampled), len(sampled.splits)) == (200, 5)
+    for split in sampled.splits:
         fit, check, test = (set(episodes[part]) for part in (split.fit, split.check, split.test))
         assert fit and check and test and not fit & check and not test & (fit | check)
         assert len(split.test) == pytest.approx(40, abs=10)
         assert len(split.check) == pytest.approx(40, abs=10)
-    times_tested = np.bincount(np.concatenate([split.test for split in moments.splits]))
+    times_tested = np.bincount(np.concatenate([split.test for split in sampled.splits]))
     assert times_tested.max() == 1
 
 
 def test_random_and_better_play_have_equal_shares_in_every_split(both_kinds: Snapshot) -> None:
-    moments = draw_actions(both_kinds, 200)
-    assert moments.better.sum() == 100 and len(moments) == 200
-    expected = np.repeat([is_better(m) for m in moments.segments], list(map(len, moments.rows)))
-    assert (expected == moments.better).all()
-    assert (moments.groups.better[moments.groups.of] == moments.better).all()
-    for split in moments.splits:
+    sampled = draw_actions(both_kinds, 200)
+    assert sampled.better.sum() == 100 and len(sampled) == 200
+    expected = np.repeat([is_better(m) for m in sampled.segments], list(map(len, sampled.rows)))
+    assert (expected == sampled.better).all()
+    assert (sampled.groups.better[sampled.groups.of] == sampled.better).all()
+    for split in sampled.splits:
         for part in (split.fit, split.check, split.test):
-            assert 0.3 < moments.better[part].mean() < 0.7
-        across = split.across(moments.better)
-        assert not moments.better[across.train].any() and moments.better[across.test].all()
+            assert 0.3 < sampled.better[part].mean() < 0.7
+        across = split.across(sampled.better)
+        assert not sampled.better[across.train].any() and sampled.better[across.test].all()
         assert set(across.test) < set(split.test) and set(across.fit) < set(split.fit)
     every_step = draw_actions(both_kinds, 10_000)
     assert max_drawn(both_kinds.segments(), 10_000) == 7 * 60 == len(every_step)
@@ -119,18 +119,18 @@ def test_no_frame_of_training_is_tested(kit: ModuleType, store: Backend) -> None
     for number in range(4):
         kit.add_segment(store, number, steps=40, ends=tuple(range(3, 40, 4)), frames=20)
     snapshot = take_snapshot(store)
-    moments = draw_actions(snapshot, 120)
+    sampled = draw_actions(snapshot, 120)
     digests = [
         digest.tobytes()
-        for meta, frames in zip(moments.segments, moments.frames, strict=True)
+        for meta, frames in zip(sampled.segments, sampled.frames, strict=True)
         for digest in snapshot.read_digests(meta)[frames]
     ]
-    for split in moments.splits:
+    for split in sampled.splits:
         trained = {digests[i] for i in split.train}
         assert len(split.test) and not trained & {digests[i] for i in split.test}
     again, other = draw_actions(snapshot, 120), draw_actions(snapshot, 120, seed=2)
-    assert [r.tolist() for r in again.rows] == [r.tolist() for r in moments.rows]
-    assert [r.tolist() for r in other.rows] != [r.tolist() for r in moments.rows]
+    assert [r.tolist() for r in again.rows] == [r.tolist() for r in sampled.rows]
+    assert [r.tolist() for r in other.rows] != [r.tolist() for r in sampled.rows]
 
 
 def test_few_episodes_are_split_by_segment(kit: ModuleType, store: Backend) -> None:
@@ -140,13 +140,13 @@ def test_few_episodes_are_split_by_segment(kit: ModuleType, store: Backend) -> N
         draw_actions(take_snapshot(store))
     for number in range(2, 4):
         kit.add_segment(store, number, steps=40, cut=True)
-    moments = draw_actions(take_snapshot(store))
-    assert (moments.groups.unit, len(moments.groups)) == ("segments", 4)
-    assert len(moments.splits) == 4  # Not five.
+    sampled = draw_actions(take_snapshot(store))
+    assert (sampled.groups.unit, len(sampled.groups)) == ("segments", 4)
+    assert len(sampled.splits) == 4  # Not five.
     for number in range(3):
         add_trained_play(kit, store, number, steps=40, ends=(9, 19, 29))
-    moments = draw_actions(take_snapshot(store))
-    assert moments.groups.unit == "episodes and segments"
+    sampled = draw_actions(take_snapshot(store))
+    assert sampled.groups.unit == "episodes and segments"
 
 
 def test_labels_are_the_signs_of_the_rewards_ahead() -> None:
