@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from wsa.encode.registration.select import choose_models, default_models, stored_name
 from wsa.learn.configs.algorithms import OfflineConfig, OnlineConfig
 from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.configs.learn import (
@@ -20,7 +18,13 @@ from wsa.learn.envs import atari
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT, OfflineRun, OnlineRun, RunConfig, read_config
 from wsa.learn.runs.presence import named_model
-from wsa.learn.runs.setup.models import KeysOf, OnlineModels, by_default, context_key
+from wsa.learn.runs.setup.models import (
+    KeysOf,
+    OnlineModels,
+    StoredModels,
+    by_default,
+    context_key,
+)
 from wsa.learn.runs.setup.offline import make_offline
 from wsa.learn.runs.setup.online import make_online
 from wsa.learn.runs.setup.warm_start import change_models
@@ -65,19 +69,11 @@ def configure(
             "it out.",
         )
     pixels = request.fusion == PIXELS
-    if request.online:
-        online = OnlineModels(request, snapshot, device, dry_run)
-        keys_of, default_keys = online.keys_of, online.default_keys
-    else:
-
-        def keys_of(requested: Sequence[str]) -> list[str]:
-            return choose_models(
-                snapshot, request.game, [stored_name(snapshot, s) for s in requested]
-            )
-
-        def default_keys() -> list[str]:
-            return default_models(snapshot, request.game)
-
+    available = (
+        OnlineModels(request, snapshot, device, dry_run)
+        if request.online
+        else StoredModels(snapshot, request.game)
+    )
     before: RunConfig | None = None
     if start.init:
         init = str(checkpoint.latest(Path(start.init).absolute() / "checkpoints"))
@@ -90,21 +86,31 @@ def configure(
             )
     network = _network_of(request, before) if before else request.network_config
     if before and before.models and not pixels:
-        models, context = begin_from(request, before, snapshot, keys_of)
+        models, context = begin_from(request, before, snapshot, available.keys_of)
     elif request.models or pixels or before:
-        models = keys_of(request.models) if request.models else []
-        context = context_key(request.method.context or MEAN_CONTEXT, models, keys_of)
+        models = available.keys_of(request.models) if request.models else []
+        context = context_key(request.method.context or MEAN_CONTEXT, models, available.keys_of)
     else:
-        context = context_key(request.method.context, [], keys_of)
-        models, context = by_default(default_keys(), request.fusion, context)
+        context = context_key(request.method.context, [], available.keys_of)
+        models, context = by_default(available.default_keys(), request.fusion, context)
     kept = before.decoders.keys() & {*models, context} if before else ()
     decode = (*request.method.decode, *kept)
     if not request.online:
         assert isinstance(request.algorithm, OfflineConfig)
         return make_offline(
-            snapshot, request.game, models, context, request.seed, request.algorithm,
-            request.data.protocol, network, init, request.evaluation, request.method.match_parameters, decode,
-        )  # fmt: skip
+            snapshot,
+            request.game,
+            models,
+            context,
+            request.seed,
+            request.algorithm,
+            protocol=request.data.protocol,
+            network=network,
+            init=init,
+            evaluation=request.evaluation,
+            match=request.method.match_parameters,
+            decode=decode,
+        )
     assert isinstance(request.algorithm, OnlineConfig) and isinstance(request.data, PlayOptions)
     play = request.data
     return make_online(

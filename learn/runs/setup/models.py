@@ -14,7 +14,7 @@ from wsa.encode.models.registry import (
     typed_modules,
 )
 from wsa.encode.registration.decoders import require_code
-from wsa.encode.registration.select import stored_name
+from wsa.encode.registration.select import choose_models, default_models, stored_name
 from wsa.learn.configs.learn import OnlineLiveOptions, RunRequest
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT
@@ -27,6 +27,27 @@ from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 KeysOf = Callable[[Sequence[str]], list[str]]
 """Maps names of models to their keys."""
+
+
+class StoredModels:
+    """Resolves models of an offline run, which must have encoded its game."""
+
+    def __init__(self, snapshot: Snapshot, game: str) -> None:
+        self._snapshot, self._game = snapshot, game
+
+    def keys_of(self, requested: Sequence[str]) -> list[str]:
+        """Return the keys of models, given aliases, keys, or names as in `wsa encode --models`.
+
+        Raises:
+            UsageError: If an alias fits several models.
+            MissingError: If one of them has not encoded the game.
+        """
+        stored = [stored_name(self._snapshot, name) for name in requested]
+        return choose_models(self._snapshot, self._game, stored)
+
+    def default_keys(self) -> list[str]:
+        """Keys of wsa's default models if they have encoded the game, or else of all that have."""
+        return default_models(self._snapshot, self._game)
 
 
 class NotInStoreError(UsageError):

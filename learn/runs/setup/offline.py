@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from wsa.encode.registration.select import choose_models
 from wsa.learn.configs.algorithms import EvaluationConfig, OfflineConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari
 from wsa.learn.fusion.losses import check_weight_losses
 from wsa.learn.runs.config import OfflineRun
-from wsa.learn.runs.setup.models import context_key, decoders_of
+from wsa.learn.runs.setup.models import StoredModels, context_key, decoders_of
 from wsa.learn.runs.setup.network import fit_network
 from wsa.store.common.errors import UsageError
 from wsa.store.format.records import Protocol
@@ -58,11 +57,8 @@ def make_offline(
         ConflictError: If wsa has no decoder of the weights of a model of `decode`.
     """
     atari.check_game(game)
-    chosen = choose_models(snapshot, game, models)
-
-    def keys_of(requested: Sequence[str]) -> list[str]:
-        return choose_models(snapshot, game, requested)
-
+    keys_of = StoredModels(snapshot, game).keys_of
+    chosen = keys_of(models)
     segments, played = _segments_and_protocol(snapshot, game, protocol)
     config = OfflineRun(
         store=snapshot.backend.url,
