@@ -54,13 +54,14 @@ def models(o: ModelsOptions) -> int:
         return terminal.result(True, {"aliases": aliases, "stored": stored})
     terminal.table(
         "Aliases; any other model of timm is timm:NAME",
-        ["alias", "timm", "licence", "weights here"],
+        ["alias", "timm", "license", "weights here"],
         [[r.alias, r.timm_name, r.licence, local_weights(r)] for r in known],
     )
     columns = ["key", "model", "output", "precision", "licence", "embeddings", "passes"]
     if stored:
         rows = [[row[column] for column in columns] for row in stored]
-        terminal.table("\nIn the store", columns, rows)
+        heads = ["license" if column == "licence" else column for column in columns]
+        terminal.table("\nIn the store", heads, rows)
     else:
         print("\nThe store has no models yet; 'wsa encode' would bring the first.")
     return 0

@@ -320,11 +320,10 @@ def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) 
     Raises:
         ConflictError: If they differ by more than a tenth of the change between frames.
     """
-    segments = {(meta.game, meta.segment): meta for meta in snapshot.segments()}
-    with_frames = {(meta.game, meta.segment) for meta in snapshot.frames()}
+    segments = {(meta.game, meta.segment): meta for meta in snapshot.segments_with_frames()}
     for meta in snapshot.embeddings(model=key):
         segment = segments.get((meta.game, meta.segment))
-        if segment is None or (meta.game, meta.segment) not in with_frames:
+        if segment is None:
             continue
         distinct = np.unique(first_seen(input_digests(snapshot, segment, window)))
         rows = distinct[: 2 * min(len(probe_frames.PROBE_GAMES), len(distinct) // 2)]

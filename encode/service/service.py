@@ -278,8 +278,8 @@ class Service:
             for model in self._registered:
                 skipped[model].append(f"{game}: {error}")
         self.counters.set_skipped(skipped)
-        with_frames = {(m.game, m.segment) for m in self._snapshot.frames()}
-        away = {(m.game, m.segment) for m in self._snapshot.segments()} - with_frames
+        here = {(m.game, m.segment) for m in self._snapshot.segments_with_frames()}
+        away = {(m.game, m.segment) for m in self._snapshot.segments()} - here
         return self._skipped.keys() | {(key, *of) for key in self._registered for of in away}
 
     def _encode(self, pairs: Sequence[Pair], workers: Workers) -> None:

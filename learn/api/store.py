@@ -67,7 +67,7 @@ class Store:
     @property
     def models(self) -> list[str]:
         """Keys of all models, sorted."""
-        return self.snapshot.models
+        return list(self.snapshot.models)
 
     def segments(self, game: str | None = None) -> list[SegmentMeta]:
         """Segments of one game or of all games, with protocol, policy, seed, and counts."""

@@ -176,10 +176,7 @@ def _evaluate(cell: Cell, on_step: OnStep) -> None:
     evaluation = evaluate_run(
         cell.folder,
         EvaluationRequest(
-            episodes=settings.episodes,
-            epsilon=settings.epsilon,
-            seed=settings.seed,
-            num_envs=settings.num_envs,
+            **msgspec.structs.asdict(settings),
             device=choose_device(cell.compute.device),
             engine=request.live.engine,
         ),

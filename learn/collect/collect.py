@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -33,6 +34,9 @@ from wsa.store.objects.writer import commit_segment
 # For estimates: bytes of a Seaquest step on disk, and speed of recording relative to bare play.
 BYTES_A_STEP = 240
 RECORDING = 0.5
+
+
+Converter = TypeVar("Converter", IndexedScreens, RGBScreens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +230,7 @@ def collect(
         env.close()
 
 
-class Writer:
+class Writer(Generic[Converter]):
     """Commits segments in a background thread, so play continues during disk writes.
 
     Args:
@@ -244,12 +248,12 @@ class Writer:
         self,
         plan: CollectPlan,
         backend: Backend,
-        converter: IndexedScreens | RGBScreens,
+        converter: Converter,
         emulator: tuple[str, str],
     ) -> None:
         self._plan = plan
         self._backend = backend
-        self._converter = converter
+        self._converter: Converter = converter
         self._emulator = emulator
         self._thread = ThreadPoolExecutor(1, "commit")
         self._waiting: deque[Future[tuple[SegmentMeta, bool]]] = deque()

@@ -62,8 +62,8 @@ def state_protocol(
 
     Args:
         game: ALE game id.
-        stated: PartialProtocol that the data states.
-        asked: PartialProtocol that the user states.
+        stated: What the data states.
+        asked: What the user states.
         named: `classic` or `v5`, which fills in what the user does not state, or "".
 
     Raises:

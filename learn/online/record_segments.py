@@ -191,7 +191,7 @@ class Recording:
         self._writer.close()
 
 
-class _Writer(Writer):
+class _Writer(Writer[IndexedScreens]):
     """Commits segments, then their embeddings.
 
     Attributes:
@@ -209,7 +209,6 @@ class _Writer(Writer):
     ) -> None:
         super().__init__(plan, backend, converter, emulator)
         self.passes = 0
-        self._screens = converter
         self._table = table
         self._models = list(models)
         # For each window size, whether a segment has counted the pass of each table row.
@@ -250,7 +249,7 @@ class _Writer(Writer):
         return _Part(embeddings[[index[digest] for digest in digests]], passed)
 
     def _window(self, model_input: _ModelInput) -> FrameWindow:
-        frames = tuple(self._screens.picture(screen) for screen in model_input)
+        frames = tuple(self._converter.picture(screen) for screen in model_input)
         return FrameWindow(frames, tuple(screen.digest for screen in model_input))
 
     def _count_passes(self, window: int, rows: NDArray[np.int64], digests: list[bytes]) -> int:

@@ -175,7 +175,7 @@ class Session:
         if self._compiled:  # In place: it shares the trained weights.
             for module in modules.values():
                 # torch.compile would unroll the LSTM's loop; the torso is most of the work anyway.
-                part: Any = module.torso if module.recurrent else module
+                part: Any = module.torso if getattr(module, "recurrent", False) else module
                 part.compile(dynamic=False)
         self._began = time.perf_counter()
         return arrays, extra

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from wsa.encode.models.paper.base import Trainee
 from wsa.learn.pretrain.data import Examples, scale
-from wsa.learn.training import charts
+from wsa.learn.training import charts, metrics
 from wsa.store.common import atomic_files, hashing
 
 _MAX_EXAMPLES = 6
@@ -48,7 +47,7 @@ def write_encoders(folder: Path, network: Trainee, half: bool) -> dict[str, dict
 
 def write_pictures(folder: Path, network: Trainee, examples: Examples, device: str) -> None:
     """Draw the losses, and the network's view of some held-out frames."""
-    write_curves(folder / "curves.png", folder / "metrics.jsonl")
+    write_curves(folder / "curves.png", folder)
     generator = np.random.default_rng(0)
     network.eval()
     pictures = []
@@ -76,14 +75,14 @@ def write_panels(path: Path, panels: Sequence[Tensor]) -> None:
     atomic_files.replace(path, data.tobytes())
 
 
-def write_curves(path: Path, metrics: Path) -> None:
+def write_curves(path: Path, folder: Path) -> None:
     """Draw the losses of a run over its steps, on a logarithmic scale if all are positive.
 
     Args:
         path: A .png file.
-        metrics: The run's `metrics.jsonl`.
+        folder: The run's folder.
     """
-    logged = [json.loads(line) for line in metrics.read_text().splitlines()]
+    logged = list(metrics.read(folder))
     lines = []
     for style, name in enumerate(("train", "validation")):
         points = [

@@ -219,7 +219,7 @@ def _coverage(snapshot: Snapshot, summary: GameSummary) -> Table:
             )
         )
     note = "" if rows else f"None yet: wsa encode --game {summary.game}"
-    heads = ("key", "segments", "", "model", "licence", "output", "shape", "passes", "copies")
+    heads = ("key", "segments", "", "model", "license", "output", "shape", "passes", "copies")
     return table("Segments that each model has encoded", heads, rows, note)
 
 

@@ -16,7 +16,13 @@ from wsa.learn.evaluation.scores import Interval
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.study import output, trained_runs
-from wsa.learn.study.games import NO_BETTER_THAN_RANDOM, PlayedGames, difference, evaluation_note
+from wsa.learn.study.games import (
+    NO_BETTER_THAN_RANDOM,
+    PlayedGames,
+    beats_random,
+    difference,
+    evaluation_note,
+)
 from wsa.learn.study.interventions import Kind
 from wsa.learn.study.trained_runs import TrainedRun
 from wsa.learn.study.weight_statistics import (
@@ -210,7 +216,7 @@ def _interventions(one: AttentionResult) -> Iterator[Part]:
         )
     if one.random is not None:
         rows.append(("random policy", one.random.interval, difference(base, one.random), ""))
-        if not difference(base, one.random).low > 0:
+        if not beats_random(base, one.random):
             yield Text(NO_BETTER_THAN_RANDOM)
     yield table(
         "Does the attention matter?",

@@ -247,6 +247,14 @@ def better_than_random(summary: Mapping[str, Any]) -> bool:
     return bool(test.pvalue < SIGNIFICANCE)
 
 
+def beats_random(played: PlayedGames, chance: PlayedGames) -> bool:
+    """Whether games are better than the random policy's, by a 95 % bootstrap interval.
+
+    False after one game, whose interval is a point.
+    """
+    return len(played.returns) > 1 and difference(played, chance).low > 0
+
+
 def difference(one: PlayedGames, other: PlayedGames) -> Interval:
     """Difference of two mean returns, with its 95 % bootstrap interval over the games."""
     generator = np.random.default_rng(0)

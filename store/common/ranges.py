@@ -39,8 +39,10 @@ class Range:
             if self.above:
                 return "positive" if self.least == 0 else f"above {self.least:.12g}"
             return f"at least {self.least:.12g}"
-        least = f"above {self.least:.12g}" if self.above else f"from {self.least:.12g}"
-        return f"{least} to {'below ' if self.below else ''}{self.most:.12g}"
+        most = f"below {self.most:.12g}" if self.below else f"{self.most:.12g}"
+        if self.above:
+            return f"above {self.least:.12g} and {most if self.below else f'at most {most}'}"
+        return f"from {self.least:.12g} to {most}"
 
 
 COUNT = Range(1)

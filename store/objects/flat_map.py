@@ -315,7 +315,7 @@ def layout_of(snapshot: Snapshot, game: str, key: str) -> tuple[int, tuple[int, 
     if len(layouts) != 1:
         raise ConflictError(
             "other-bytes",
-            f"{key} has embeddings of windows and shapes {layouts}. Leave it out of --models.",
+            f"{key} has embeddings of windows and shapes {layouts}. Use other models.",
         )
     return *layouts.pop(), max(meta.dtype for meta in metas)
 

@@ -95,7 +95,7 @@ def test_help_names_every_encoder(wsa):
         (("--games", "Breakout", "--policies", "expert"), 3, "available: random"),
         (("--steps", 5, "--epochs", 1), 2, "Give --steps or --epochs"),
         (("--batch-size", 1), 2, "at least 2"),
-        (("--held-out", 1), 2, "above 0 to below 1"),
+        (("--held-out", 1), 2, "above 0 and below 1"),
         (("--learning-rate", -1), 2, "--learning-rate must be from 0 to 1"),
         (("--games", "Breakout", "--memory-gb", "0.00001"), 2, "--memory-gb"),
     ],

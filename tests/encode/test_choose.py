@@ -192,18 +192,18 @@ def test_a_precision_is_refused_for_its_error_on_the_game(
     writer.commit_segment(store, *make_segment(0, moved))
     request = tiny("vit", precision="bf16")
     snapshot = take_snapshot(store)
-    strip_error = register(snapshot, request, 10).spec.step_error
+    probe_error = register(snapshot, request, 10).spec.step_error
     with pytest.raises(ConflictError) as caught:
-        register(take_snapshot(store), request, 2 * strip_error, games=["Pong"])
+        register(take_snapshot(store), request, 2 * probe_error, games=["Pong"])
     message = re.search(
         r"errs by ([\d.]+) of .* one step of Pong .*-error ([\d.]+)\.$", str(caught.value)
     )
     assert message, str(caught.value)
     error, allowed_error = map(float, message.groups())
-    assert allowed_error > error > 2 * strip_error
+    assert allowed_error > error > 2 * probe_error
     allowed = register(take_snapshot(store), request, allowed_error, games=["Pong"])
     assert allowed.choice and set(allowed.choice.errors) == {engine_choice.PROBE, "Pong"}
-    assert allowed.choice.errors[engine_choice.PROBE] == strip_error
+    assert allowed.choice.errors[engine_choice.PROBE] == probe_error
 
 
 @pytest.mark.parametrize("window", [1, 4])

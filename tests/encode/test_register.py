@@ -133,7 +133,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, tiny: Ask) -> Fitted:
     return Fitted(store, request, register_in(store, request))
 
 
-def test_a_basis_is_fitted_on_the_strip_once(fitted: Fitted, batch_sizes: list[int]) -> None:
+def test_a_basis_is_fitted_on_the_probe_frames_once(fitted: Fitted, batch_sizes: list[int]) -> None:
     assert fitted.first.fitted == STRIP_FRAMES > 32
     again = register_in(fitted.store, fitted.request)
     assert again.fitted == 0 and again.spec == fitted.first.spec
@@ -324,7 +324,7 @@ def test_tf32_on_a_cpu_is_refused_before_anything_runs(
     assert not batch_sizes and take_snapshot(store).models == []
 
 
-def test_a_basis_larger_than_the_strip_is_refused(
+def test_a_basis_larger_than_the_probe_frames_is_refused(
     store: Backend, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = probe_frames.load_frames()[:1]

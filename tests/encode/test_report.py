@@ -124,8 +124,8 @@ def test_no_worker_takes_more_memory_than_the_dry_run_says(
     requests = [tiny("resnet", "grid:2+pca:32"), tiny("vit")]
     snapshot = take_snapshot(store)
     sized = dry_run.measure_on_worker(snapshot, requests, ["Pong"], "cpu", "auto")
-    strip_frames = [832, 0]
-    estimate = dry_run.worker_bytes(snapshot, ["Pong"], "cpu", sized, strip_frames)
+    fit_frames = [832, 0]
+    estimate = dry_run.worker_bytes(snapshot, ["Pong"], "cpu", sized, fit_frames)
     monkeypatch.setenv("WSA_TEST_PEAKS", str(tmp_path))
     with (
         config.set({"distributed.worker.preload": [PEAK]}),

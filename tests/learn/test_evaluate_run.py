@@ -155,7 +155,7 @@ def test_a_model_that_is_left_out_is_not_run(run: Path, monkeypatch: pytest.Monk
     weights: Any = read_weights(run)["weights"]
     np.testing.assert_array_equal(weights, np.repeat([[1.0, 0.0]], MAX_STEPS, axis=0))
     # The other way to say it, with the name that the model was encoded by.
-    names = ["timm:test_resnet.r160_in1k:random"]
+    names = ("timm:test_resnet.r160_in1k:random",)
     assert (
         evaluate_run(run, EvaluationRequest(episodes=1, seed=77, num_envs=1, only=names)).episodes
         == evaluation.episodes
@@ -244,19 +244,20 @@ def test_a_video_shows_the_weights_of_each_step_beside_the_game(run: Path) -> No
     assert video.panel(labels, weights[:1], [], 420).std() > 20
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"variant": "look:invrt"}, {"variant": "mode=1"}, {"variant": "ram:pong-lazy"},
-        {"episodes": 0}, {"epsilon": 1.5}, {"num_envs": 0},
-    ],
-)  # fmt: skip
-def test_bad_options_are_refused_before_anything_is_opened(
-    trained: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variant", ["look:invrt", "mode=1", "ram:pong-lazy"])
+def test_a_variant_that_the_game_lacks_is_refused_before_anything_is_opened(
+    trained: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, "open_player", pytest.fail)
+    request = EvaluationRequest(episodes=1, variant=variant)
     with pytest.raises(UsageError):
-        evaluate_run(trained, EvaluationRequest(**{"episodes": 1, **options}))
+        evaluate_run(trained, request)
+
+
+@pytest.mark.parametrize("options", [{"episodes": 0}, {"epsilon": 1.5}, {"num_envs": 0}])
+def test_a_request_has_no_impossible_numbers(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        EvaluationRequest(**options)
 
 
 def test_a_run_without_a_checkpoint_cannot_be_evaluated(breakout: Snapshot, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class StoredModels:
         """Return the keys of models, given aliases, keys, or names as in `wsa encode --models`.
 
         Raises:
-            UsageError: If an alias fits several models.
+            UsageError: If there is no such model, or an alias fits several.
             MissingError: If one of them has not encoded the game.
         """
         stored = [stored_name(self._snapshot, name) for name in requested]

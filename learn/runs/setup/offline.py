@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import msgspec
 
+from wsa.encode.registration.select import choose_models
 from wsa.learn.configs.algorithms import EvaluationConfig, OfflineConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari
 from wsa.learn.fusion.losses import check_weight_losses
 from wsa.learn.runs.config import OfflineRun
-from wsa.learn.runs.setup.models import StoredModels, context_key, decoders_of
+from wsa.learn.runs.setup.models import context_key, decoders_of
 from wsa.learn.runs.setup.network import fit_network
 from wsa.store.common.errors import UsageError
 from wsa.store.format.records import Protocol
@@ -57,14 +58,13 @@ def make_offline(
         ConflictError: If wsa has no decoder of the weights of a model of `decode`.
     """
     atari.check_game(game)
-    keys_of = StoredModels(snapshot, game).keys_of
-    chosen = keys_of(models)
+    chosen = choose_models(snapshot, game, models)
     segments, played = _segments_and_protocol(snapshot, game, protocol)
     config = OfflineRun(
         store=snapshot.backend.url,
         game=game,
         models=tuple(chosen),
-        context=context_key(context, chosen, keys_of),
+        context=context_key(context, chosen, lambda named: choose_models(snapshot, game, named)),
         seed=seed,
         segments=segments,
         protocol=played,

@@ -116,7 +116,8 @@ def make_online(
 def groups_of(hyperparameters: OnlineConfig) -> int:
     """Number of groups of environments: one plays while the other's frames are embedded.
 
-    DQN needs one only: it updates its network while its newest frames are embedded.
+    The algorithm decides (`TWO_GROUPS`). DQN needs only one, because it updates its network while its
+    newest frames are embedded.
     """
     two = hyperparameters.TWO_GROUPS and hyperparameters.num_envs >= ENVS_OF_TWO_GROUPS
     return 2 if two else 1

@@ -21,6 +21,7 @@ from wsa.learn.study.games import (
     UNCHANGED,
     Condition,
     PlayedGames,
+    beats_random,
     difference,
     evaluation_note,
 )
@@ -114,7 +115,7 @@ def _parts(one: PlayedResult) -> Iterator[Part]:
     run = one.run
     all_models = one.sets[(True,) * len(run.models)]
     yield Text(f"{run.folder}: {run.name}; network {run.network}, {run.counted}.")
-    if not difference(all_models, one.random).low > 0:
+    if not beats_random(all_models, one.random):
         yield Text(NO_BETTER_THAN_RANDOM)
     bars = [
         figures.Bar(name_of(run.models, mask), *played.interval, int(not all(mask)))

@@ -190,7 +190,10 @@ def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(
     assert len(saved) == 1 and "saving the runs in progress" in capsys.readouterr().err
 
 
-def test_a_run_stops_also_while_it_is_set_up_or_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stops_also_while_it_is_set_up_or_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # The folder of a bench is relative.
     reached: list[str] = []
 
     def train(cell: grid.Cell, on_line: Any) -> None:
