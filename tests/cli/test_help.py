@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -65,7 +66,7 @@ def test_help_of_a_command_ends_with_an_example_that_parses(wsa, command):
     verb, *rest = shlex.split(example)[1:]
     assert verb == command.split()[0]
     assert cli.parse(verb, rest) is not None
-    assert callable(cli._load(cli.VERBS[verb].function))
+    assert callable(pkgutil.resolve_name(cli.VERBS[verb].function))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "scale --during"])
