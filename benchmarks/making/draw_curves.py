@@ -18,8 +18,7 @@ from wsa.learn.training import charts
 RESULTS = Path(__file__).parents[1] / "results/online-curves.csv"
 STRETCH = 20_000
 METHODS = {
-    ("wsa", "palette", "8"): "WSA over palette (two seeds)",
-    ("wsa", "palette", "32"): "the same in 32 environments (three seeds)",
+    ("wsa", "palette", "8"): "WSA over palette (three seeds)",
     ("wsa", "palette+objects", "8"): "WSA over palette and objects",
     ("wsa", "sr+vos", "8"): "WSA over sr and vos",
     ("nature", "", "8"): "pixels (NatureCNN)",
