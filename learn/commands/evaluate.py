@@ -35,7 +35,7 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.encode.inference.encoder import choose_device
     from wsa.learn.runs import evaluations, report
     from wsa.learn.runs.config import read_config
-    from wsa.learn.runs.evaluate import evaluate_run
+    from wsa.learn.runs.evaluate import evaluate_run, random_games
 
     user_code.type_in(o.run_options.trust)
     threads = threads_for(o.live.threads)
@@ -59,8 +59,10 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     recorded = None if o.play.again or o.video else evaluations.find(folder, results, key)
     if o.dry_run:
         games = 0 if recorded else o.episodes
-        steps = 2 * games * config.protocol.max_steps
-        return {"games": games, "random_games": games, "steps_at_most": steps}
+        known = recorded or random_games(config, request).find() is not None
+        random = 0 if known else o.episodes
+        steps = (games + random) * config.protocol.max_steps
+        return {"games": games, "random_games": random, "steps_at_most": steps}
     if recorded:
         _log.info(
             f"These games were played before, so none is played; they are in {results / 'eval.csv'}. "
@@ -75,8 +77,8 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
         return recorded.repeated
     most = config.protocol.max_steps
     _log.info(
-        f"games to play: {o.episodes:,} by the run, then as many by a random policy, each of at most "
-        f"{most:,} steps"
+        f"games to play: {o.episodes:,} by the run, then as many by a random policy unless this "
+        f"machine has played those; each of at most {most:,} steps"
     )
     with contextlib.ExitStack() as stack:
         paces: dict[str, Pace] = {}

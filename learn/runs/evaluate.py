@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from wsa.learn.configs.evaluation import EvaluationRequest
-from wsa.learn.envs.policies import Policy, RandomPolicy
 from wsa.learn.envs.variants import parse_variant
 from wsa.learn.evaluation.attention_log import WeightLog
 from wsa.learn.evaluation.episodes import (
@@ -23,6 +22,7 @@ from wsa.learn.evaluation.episodes import (
     write_csv,
 )
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy
+from wsa.learn.evaluation.random_games import RandomGames
 from wsa.learn.evaluation.scores import (
     Interval,
     human_normalised,
@@ -31,7 +31,7 @@ from wsa.learn.evaluation.scores import (
 )
 from wsa.learn.evaluation.video import Films, labels
 from wsa.learn.networks.parameters import Parameters, count_parameters
-from wsa.learn.runs.config import read_config
+from wsa.learn.runs.config import RunConfig, read_config
 from wsa.learn.runs.player import Player, open_player
 from wsa.store.common import atomic_files
 
@@ -153,26 +153,21 @@ def evaluate_run(
     )
     config = player.config
     greedy = player.policy(request.num_envs, request.epsilon, request.seed)
-    random_policy = RandomPolicy(len(config.protocol.actions), request.seed)
-
-    def play_all(name: str, policy: Policy, watchers: Sequence[Watcher] = ()) -> list[Episode]:
-        return play(
+    started = time.perf_counter()
+    with _watching(results, player, greedy, video) as watchers:
+        played = play(
             config.game,
             config.protocol,
-            policy,
+            greedy,
             request.episodes,
             request.seed,
             num_envs=request.num_envs,
             make_env=variant.make_env if variant else None,
             watchers=watchers,
-            on_step=functools.partial(on_step, name),
+            on_step=functools.partial(on_step, "run"),
         )
-
-    started = time.perf_counter()
-    with _watching(results, player, greedy, video) as watchers:
-        played = play_all("run", greedy, watchers)
     seconds = time.perf_counter() - started
-    random = play_all("random", random_policy)
+    random = random_games(config, request).play(functools.partial(on_step, "random"))
     name = "run" if request.which == "final" else "best"
     games = {name: played, "random": random}
     present = tuple(labels(player.present))
@@ -193,6 +188,22 @@ def evaluate_run(
         count_parameters(player.network),
         spec,
         player.weighs,
+    )
+
+
+def random_games(config: RunConfig, request: EvaluationRequest) -> RandomGames:
+    """The random policy's games with which an evaluation is compared.
+
+    Raises:
+        UsageError: If the game has no such variant.
+    """
+    return RandomGames(
+        config.game,
+        config.protocol,
+        request.episodes,
+        request.seed,
+        request.num_envs,
+        parse_variant(request.variant, config.game) if request.variant else None,
     )
 
 

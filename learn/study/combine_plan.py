@@ -187,7 +187,7 @@ def costs(
         config = run.config
         per_step = seconds_per_step(snapshot, config.inputs if config else ())
         per_game = steps_per_game(snapshot, run.cell.request.game) * per_step
-        playing += 2 * grid_plan.bench.episodes * per_game
+        playing += grid_plan.bench.episodes * per_game
         if isinstance(config, OfflineRun):
             key = run.cell.request.game, run.method
             if key not in rates:

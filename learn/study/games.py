@@ -18,9 +18,10 @@ import msgspec
 import numpy as np
 
 from wsa.learn.bench.grid import EvaluationSettings
-from wsa.learn.envs.policies import Policy, RandomPolicy
+from wsa.learn.envs.policies import Policy
 from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.episodes import Episode, play
+from wsa.learn.evaluation.random_games import RandomGames
 from wsa.learn.evaluation.scores import Interval, mean_score, stratified_interval
 from wsa.learn.runs.player import Player
 from wsa.learn.runs.presence import Mask
@@ -164,8 +165,9 @@ class Games:
         path = self.random_path(run, variant)
         if (saved := _read(path)) is not None:
             return saved
-        policy = RandomPolicy(len(run.config.protocol.actions), self._evaluation.seed)
-        return _save(path, self._episodes(run, policy, variant), 0)
+        e, config = self._evaluation, run.config
+        games = RandomGames(config.game, config.protocol, e.episodes, e.seed, e.num_envs, variant)
+        return _save(path, games.play(), 0)
 
     def random_path(self, run: TrainedRun, variant: Variant | None) -> Path:
         """Where the games of `random` are saved.

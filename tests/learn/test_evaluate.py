@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from wsa.learn.envs import atari
 from wsa.learn.envs.policies import RandomPolicy
-from wsa.learn.evaluation import attention_log
+from wsa.learn.envs.variants import parse_variant
+from wsa.learn.evaluation import attention_log, random_games
 from wsa.learn.evaluation.episodes import Episode, Moment, play, write_csv
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy
+from wsa.learn.evaluation.random_games import RandomGames
 from wsa.learn.evaluation.video import (
     COLORS,
     LINE,
@@ -366,3 +369,30 @@ def test_a_panel_charts_the_weights_over_time() -> None:
         assert last[1] - first[1] == pytest.approx(99, abs=2)
         assert 1 - first[0] / len(chart) == pytest.approx(oldest, abs=0.05)
         assert 1 - last[0] / len(chart) == pytest.approx(newest, abs=0.05)
+
+
+def test_a_machine_plays_the_games_of_the_random_policy_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WSA_CACHE", str(tmp_path))
+    games = RandomGames("Breakout", stated("Breakout", 30), 3, 5, 2)
+    assert games.find() is None
+    steps: list[int] = []
+    episodes = games.play(lambda played, _: steps.append(played))
+    assert [e.env for e in episodes] == [0, 0, 1] and steps[-1] == sum(e.steps for e in episodes)
+    with monkeypatch.context() as patch:
+        patch.setattr(random_games, "play", pytest.fail)
+        assert games.play() == games.find() == episodes
+    games.path.write_bytes(b"[{}]")
+    assert games.play() == episodes
+    # Each fact of the games has its own file; frames are not one.
+    for name, value in (("episodes", 4), ("seed", 6), ("num_envs", 1), ("game", "Pong")):
+        assert msgspec.structs.replace(games, **{name: value}).path != games.path
+    look, rules = (parse_variant(spec, "Breakout") for spec in ("look:invert", "mode=4"))
+    assert msgspec.structs.replace(games, variant=look).path == games.path
+    assert msgspec.structs.replace(games, variant=rules).path != games.path
+    # A cache that cannot be written costs a warning.
+    monkeypatch.setenv("WSA_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    assert games.play() == episodes
+    assert "The games of the random policy are not kept." in caplog.text

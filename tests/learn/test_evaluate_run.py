@@ -19,8 +19,9 @@ from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs.policies import RandomPolicy
-from wsa.learn.evaluation import attention_log, video
+from wsa.learn.evaluation import attention_log, random_games, video
 from wsa.learn.evaluation.episodes import Episode, Moment, play
+from wsa.learn.evaluation.random_games import RandomGames
 from wsa.learn.runs import data, evaluate, player
 from wsa.learn.runs.config import read_config
 from wsa.learn.runs.evaluate import evaluate_run
@@ -209,6 +210,8 @@ def test_both_policies_play_the_variant_and_the_store_stays_as_it_is(
         return play(*args, **details, watchers=watchers)
 
     monkeypatch.setattr(evaluate, "play", spy)
+    monkeypatch.setattr(random_games, "play", spy)
+    monkeypatch.setattr(RandomGames, "find", lambda _: None)
     before = sorted(Path(breakout.backend.url).rglob("*"))
     variant = "look:dim=0.5+occlude=16"
     evaluation = evaluate_run(
