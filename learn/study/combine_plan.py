@@ -16,7 +16,7 @@ from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.configs.learn import RunRequest
 from wsa.learn.configs.study import CombineOptions
 from wsa.learn.runs import dry_run
-from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.learn.runs.config import MEAN_CONTEXT, OfflineRun, OnlineRun
 from wsa.learn.runs.data import only
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.runs.setup.configure import configure
@@ -95,6 +95,8 @@ def bench_options(o: CombineOptions, **changes: object) -> BenchOptions:
     named = {f.name for f in dataclasses.fields(BenchOptions)}
     shared = {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if f.name in named}
     fusions = (*PAPER, *CONTROLS, *((PIXELS,) if o.online else ()))
+    if _equals_uniform(o):
+        fusions = tuple(name for name in fusions if name != "mean")
     folder = str(Path(o.study_dir) / "combine")
     options = BenchOptions(**{**shared, "fusions": fusions, "bench_dir": folder, **changes})
     if not o.quick:
@@ -107,6 +109,11 @@ def bench_options(o: CombineOptions, **changes: object) -> BenchOptions:
         episodes=min(QUICK_GAMES, options.episodes),
         algorithm=msgspec.structs.replace(learner, **short),
     )
+
+
+def _equals_uniform(o: CombineOptions) -> bool:
+    """Whether the fusion `mean` is `uniform`: the context is the mean of the models itself."""
+    return o.method.context in ("", MEAN_CONTEXT)
 
 
 def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
@@ -137,6 +144,8 @@ def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
         cells += [(cell, "wsa, untrained models") for cell in grid.cells(untrained_bench, settings)]
     runs: list[Planned] = []
     left_out: dict[str, str] = {}
+    if _equals_uniform(o):
+        left_out["mean"] = "It equals uniform, since no --context names a model."
     for cell, method in cells:
         planned = _planned(cell, method, snapshot, device, o.dry_run)
         if isinstance(planned, Planned):

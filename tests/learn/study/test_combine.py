@@ -56,12 +56,16 @@ def write_result(run: Planned, mean: float, std: float = 1.0) -> None:
 def test_the_grid_has_the_papers_methods_and_controls(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "--games", "Pong", "--seeds", "1")
     assert [run.method for run in plan.runs] == [
-        "wsa", "lin", "fix", "cnn", "mix", "res", "dpa", "mean", "uniform", "unshared", "moe",
+        "wsa", "lin", "fix", "cnn", "mix", "res", "dpa", "uniform", "unshared", "moe",
         "single palette", "single vos",
     ]  # fmt: skip
     online = make_plan(tmp_path, "--games", "Pong", "--seeds", "1", "--online", "--algo", "ppo")
     assert online.runs[-1].method == "pixels"
-    assert len(make_plan(tmp_path, "--games", "Pong,Breakout").runs) == 2 * 3 * 13
+    assert len(make_plan(tmp_path, "--games", "Pong,Breakout").runs) == 2 * 3 * 12
+    # With a model as context, the mean is a method of its own.
+    assert "equals uniform" in plan.left_out["mean"]
+    context = make_plan(tmp_path, "--games", "Pong", "--seeds", "1", "--context", "vos")
+    assert "mean" in [run.method for run in context.runs] and "mean" not in context.left_out
 
 
 def test_untrained_networks_are_offered_for_models_with_weights() -> None:
@@ -138,7 +142,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[di
 
 def test_the_report_has_the_results_and_names_missing_runs(report: Any) -> None:
     folder, text, table = report
-    assert "16 of 78 runs are trained and evaluated." in text
+    assert "16 of 72 runs are trained and evaluated." in text
     assert "Pong, fix, seed 1" in text and "It needs 9 GB." in text
     assert "Pong, cnn" in text and "every model gives a vector" in text
     assert "| 3 of 3 " in text  # Runs of uniform no better than random.
