@@ -164,6 +164,7 @@ def test_ways_of_combining_are_trained_and_compared(ready, tmp_path, monkeypatch
     assert planned["minutes_training"] > 0 and planned["minutes_playing"] > 0
     assert all(row["parameters"] > 0 for row in planned["grid"])
     assert "convolves maps" in planned["left_out"]["Breakout, cnn"]
+    assert "equals uniform" in planned["left_out"]["mean"]
     assert not (tmp_path / "st").exists()
     evaluate = run_cell.evaluate_run
 
