@@ -123,10 +123,11 @@ def table(
 
 
 def shown(value: object) -> str:
-    """Display a value: a dash for None, commas between a sequence's elements, or else `str`."""
+    """Display a value: a dash for None, commas between the elements of a list, or else `str`."""
     if value is None:
         return "-"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    # An interval is a tuple, too, and has its own `str`.
+    return ", ".join(map(str, value)) if type(value) in (list, tuple) else str(value)
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:

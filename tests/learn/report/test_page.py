@@ -12,6 +12,7 @@ import browser_kit
 import numpy as np
 import pytest
 
+from wsa.learn.evaluation.scores import Interval
 from wsa.learn.report import figures
 from wsa.learn.report.document import (
     Figure,
@@ -115,3 +116,9 @@ def test_a_browser_shows_the_page(tmp_path: Path, width: int) -> None:
     seen = browser_kit.look(page("A report", [make_section()]), tmp_path, width)
     assert browser_kit.count_pixels(seen, 0x00, 0x72, 0xB2) > 500  # The color of the figures.
     browser_kit.check_width(seen)
+
+
+def test_tables_display_values_as_text() -> None:
+    interval = Interval(0.27, 0.03, 0.56)
+    shown = table("A table", ("a",) * 5, [(None, 0.5, (256, 8), ["x"], interval)])
+    assert shown.rows == (("-", "0.5", "256, 8", "x", "0.27 [0.03, 0.56]"),)
