@@ -126,8 +126,10 @@ def shown(value: object) -> str:
     """Display a value: a dash for None, commas between the elements of a list, or else `str`."""
     if value is None:
         return "-"
-    # An interval is a tuple, too, and has its own `str`.
-    return ", ".join(map(str, value)) if type(value) in (list, tuple) else str(value)
+    named = hasattr(value, "_fields")  # A named tuple, such as an interval, has its own `str`.
+    if isinstance(value, list | tuple) and not named:
+        return ", ".join(map(str, value))
+    return str(value)
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
