@@ -305,7 +305,7 @@ def _meta(
         dtype=whole.dtype.name if whole is not None else "float16",
         passes=len(item.own) if made else 0,
         copied=item.inputs - len(item.own) if made else 0,
-        seconds=round(seconds, 3),
+        seconds=round(seconds, 6),
         window=item.window,
         engine=engine,
     )
