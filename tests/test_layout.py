@@ -222,7 +222,8 @@ def test_the_wheel_has_all_of_the_code_and_runs(tmp_path):
         f"encode/models/paper/weights/{p.name}"
         for p in (ROOT / "encode/models/paper/weights").iterdir()
     }
-    assert shipped == code | weights | {"py.typed", "encode/registration/probe_frames.npz"}
+    data = {f"encode/registration/{name}.npz" for name in ("game_levels", "probe_frames")}
+    assert shipped == code | weights | data | {"py.typed"}
     assert {name.partition("/")[0] for name in names} == {"wsa", f"wsa-{wsa.__version__}.dist-info"}
     target = tmp_path / "site"
     install = [*(sys.executable, "-m", "pip", "install", "--quiet"), *(str(wheel), "--no-deps")]
