@@ -1,7 +1,7 @@
 """Encoding, playing, and learning on a GPU, in at most eight minutes.
 
-    python benchmarks/gpu.py [--out gpu-results]
-    python benchmarks/gpu.py --small --device cpu        everything, tiny, to see that it works
+    python -m benchmarks.gpu [--out gpu-results]
+    python -m benchmarks.gpu --small --device cpu        everything, tiny, to see that it works
 
 Architectures have random weights, which change no speed. Each section has its own process and its
 own time, and writes its rows as they come to `results.md` and `results.json` in the folder. A
@@ -35,12 +35,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from kit import rate
-from sections import Add, Section, run
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import wsa
+from benchmarks.kit import rate
+from benchmarks.sections import Add, Section, run
 from wsa.encode.inference.engines import arithmetic
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.models.registry import parse_request
@@ -419,7 +419,7 @@ def main(o: Options) -> int:
     """Run all sections."""
     torch.set_num_threads(1)
     about = {
-        "command": f"python benchmarks/gpu.py {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python -m benchmarks.gpu {' '.join(sys.argv[1:])}".strip(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     began = time.monotonic()

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from kit import markdown_table
+from benchmarks.kit import markdown_table
 
 Add = Callable[..., None]
 """Adds a row to a section's table: `add(model="vit", rate=1234.5)`."""

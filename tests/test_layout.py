@@ -240,13 +240,10 @@ def test_the_wheel_has_all_of_the_code_and_runs(tmp_path):
 
 
 def source_of(module: str) -> Path | None:
-    """File of a module of wsa, or of the benchmarks' own; None for other modules."""
+    """File of a module of wsa or of the benchmarks; None for other modules."""
     parts = module.split(".")
-    folders = [ROOT / "benchmarks", ROOT / "benchmarks/making"]
-    bases = (
-        [ROOT.joinpath(*parts[1:])] if parts[0] == "wsa" else [f.joinpath(*parts) for f in folders]
-    )
-    files = [file for base in bases for file in (base / "__init__.py", base.with_suffix(".py"))]
+    base = ROOT.joinpath(*(parts[1:] if parts[0] == "wsa" else parts))
+    files = (base / "__init__.py", base.with_suffix(".py"))
     return next((path for path in files if path.is_file()), None)
 
 
@@ -287,11 +284,11 @@ def test_a_name_that_does_not_exist_is_reported(tmp_path: Path):
     script.write_text(
         "from wsa.learn.probe import linear as probes\n"
         "from wsa.learn.probe.linear import Axes, ridge_path\n"
-        "from kit import markdown, chart\n"
+        "from benchmarks.kit import markdown, chart\n"
         "probes.ridge(probes.r2)\n"
     )
     assert missing_names(script) == [
         "script.py: wsa.learn.probe.linear.ridge_path",
-        "script.py: kit.chart",
+        "script.py: benchmarks.kit.chart",
         "script.py: probes.r2",
     ]

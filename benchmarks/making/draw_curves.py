@@ -1,6 +1,6 @@
 """Draw the learning curves of benchmarks/results/online-curves.csv as a PNG.
 
-    python benchmarks/making/draw_curves.py docs/pictures/pong.png
+    python -m benchmarks.making.draw_curves docs/pictures/pong.png
 
 Each point is the mean raw return of the training games, of all seeds, that ended in 20,000 steps.
 """

@@ -1,6 +1,6 @@
 """Draw what trained keypoints and masks point to, in six games, as a PNG.
 
-    python benchmarks/making/draw_own.py PICTURE.png okk=okk.safetensors vos=vos.safetensors [GAME ...]
+    python -m benchmarks.making.draw_own PICTURE.png okk=okk.safetensors vos=vos.safetensors [GAME ...]
 
 Either file may be missing. For two moments of each game, played at random: the frame, the keypoints
 as spots over it, one color each, and the masks of moving objects.

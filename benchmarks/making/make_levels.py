@@ -1,6 +1,6 @@
 """Make `encode/registration/game_levels.npz`: background, levels, and classes of every ALE game.
 
-    python benchmarks/making/make_levels.py
+    python -m benchmarks.making.make_levels
 
 Every game is played in eight environments for 1,200 steps under the classic protocol. Four take a
 random action in each step. The others repeat theirs for four steps on average, which gets farther.
@@ -15,9 +15,9 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
-from npz import same_npz
 from numpy.typing import NDArray
 
+from benchmarks.making.npz import same_npz
 from wsa.encode.inference.levels import fit_levels
 from wsa.encode.inference.objects import fit_classes
 from wsa.encode.inference.preprocess import shrink

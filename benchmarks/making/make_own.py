@@ -1,6 +1,6 @@
 """Train one set of the paper's own encoders for ten games, starting from only the emulator.
 
-    python benchmarks/making/make_own.py FOLDER [--jobs 4] [--scale 10]
+    python -m benchmarks.making.make_own FOLDER [--jobs 4] [--scale 10]
 
 1. A random policy plays each of the ten games of the field's published scores.
 2. PPO over `palette` trains on each game for a while, and then plays equally many steps.

@@ -1,6 +1,6 @@
 """Make `encode/registration/probe_frames.npz`, the same bytes each time.
 
-    python benchmarks/making/make_probe_frames.py
+    python -m benchmarks.making.make_probe_frames
 
 It holds eight real frames of every ALE game. Every game is played with random actions under the
 classic protocol. From its first 400 steps, four pairs of consecutive frames are kept, spread over
@@ -13,9 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from npz import same_npz
 from numpy.typing import NDArray
 
+from benchmarks.making.npz import same_npz
 from wsa.encode.registration.probe_frames import PATH
 from wsa.learn.envs import atari as games
 from wsa.store.common import hashing

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import collections
-import importlib.util
 import io
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from benchmarks.making import make_probe_frames
 from wsa.encode.registration import probe_frames
 from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
@@ -20,20 +17,6 @@ DIGEST = "26a8970622fb07500c3fd4c331b05da3afa2082894f8198413eff2319842edcf"
 
 
 pytestmark = pytest.mark.usefixtures("all_probe_frames")
-
-
-@pytest.fixture(scope="module")
-def maker() -> Iterator[ModuleType]:
-    folder = Path(__file__).parents[2] / "benchmarks/making"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))  # The script imports its neighbors.
-        spec = importlib.util.spec_from_file_location(
-            "make_probe_frames", folder / "make_probe_frames.py"
-        )
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
 
 
 def test_the_file_never_changes() -> None:
@@ -57,17 +40,15 @@ def test_all_frames_of_a_game_differ(shipped: list[probe_frames.GameFrames]) -> 
 @pytest.mark.variants
 @pytest.mark.parametrize("game", ["Pong", "Tetris", "Adventure"])
 def test_the_emulator_shows_the_same_frames(
-    game: str, shipped: list[probe_frames.GameFrames], maker: ModuleType
+    game: str, shipped: list[probe_frames.GameFrames]
 ) -> None:
     frames = next(part.frames for part in shipped if part.game == game)
-    np.testing.assert_array_equal(frames, maker.play(game))
+    np.testing.assert_array_equal(frames, make_probe_frames.play(game))
 
 
 @pytest.mark.slow
-def test_packing_the_frames_gives_the_same_bytes(
-    shipped: list[probe_frames.GameFrames], maker: ModuleType
-) -> None:
-    packed = maker.pack({part.game: part.frames for part in shipped})
+def test_packing_the_frames_gives_the_same_bytes(shipped: list[probe_frames.GameFrames]) -> None:
+    packed = make_probe_frames.pack({part.game: part.frames for part in shipped})
     # Compressed bytes depend on the version of zlib, so compare the arrays.
     other = np.load(io.BytesIO(packed), allow_pickle=False)
     with np.load(probe_frames.PATH, allow_pickle=False) as own:

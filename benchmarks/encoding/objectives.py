@@ -1,6 +1,6 @@
 """Ways to train the small state encoder, at equal CPU time, compared by the probe.
 
-    OMP_NUM_THREADS=1 python benchmarks/objectives.py FOLDER --store STORE --judged STORE [--minutes 4]
+    OMP_NUM_THREADS=1 python -m benchmarks.encoding.objectives FOLDER --store STORE --judged STORE [--minutes 4]
 
 The first store holds random and better play of the training games; the second holds that of the
 test games, played with other seeds. Games only in the second store are unseen in training. Every
@@ -25,11 +25,11 @@ from typing import Any, ClassVar
 import numpy as np
 import safetensors.torch
 import torch
-from kit import markdown
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.kit import markdown
 from wsa.encode.models.custom import Input
 from wsa.encode.models.paper import marginals, stdim
 from wsa.encode.models.paper.base import Frozen, TrainingInput, grey

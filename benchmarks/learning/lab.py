@@ -1,6 +1,6 @@
 """What a lab saves: 4 fusions x 5 seeds on one data set, by wsa and with backbones in the loop.
 
-    python benchmarks/lab.py [--updates 100] [--to-updates 100000] [--watts-per-core 4.4]
+    python -m benchmarks.learning.lab [--updates 100] [--to-updates 100000] [--watts-per-core 4.4]
 
 The script plays a game, encodes it, and trains a grid, with the commands that a lab would use and
 one cell after the other. Then it trains on a few batches of the same data with the backbones in the
@@ -32,8 +32,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from kit import command, markdown
 
+from benchmarks.kit import command, markdown
 from wsa.encode.inference.cores import cores
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.segment_inputs import read_segment_frames

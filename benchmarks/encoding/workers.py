@@ -1,7 +1,7 @@
 """Number of workers that one driver keeps busy: real driver, scheduler, and messages; fake models.
 
-    python benchmarks/encode_scale.py                             the table of docs/explain/scale.md
-    python benchmarks/encode_scale.py --workers 256 --seconds 1   one row of it
+    python -m benchmarks.encoding.workers                             the table of docs/explain/scale.md
+    python -m benchmarks.encoding.workers --workers 256 --seconds 1   one row of it
 
 Workers are Dask workers on TCP, all in one other process. Each has one model, which sleeps as long
 as a segment takes (1,024 frames at 5,000 frames/s are 0.2 s) and returns what a real task returns.
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 from distributed import Client, LocalCluster, Worker, get_worker
-from kit import markdown
 
+from benchmarks.kit import markdown
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.events import SegmentDone
 from wsa.encode.jobs.plan import Copy, Item
@@ -93,7 +93,8 @@ def pretended(workers: int) -> Iterator[Client]:
         ) as cluster,
         Client(cluster) as client,
     ):
-        command = [sys.executable, __file__, "--serve", cluster.scheduler_address]
+        module = "benchmarks.encoding.workers"
+        command = [sys.executable, "-m", module, "--serve", cluster.scheduler_address]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen([*command, "--workers", str(workers)], **quiet)
         try:

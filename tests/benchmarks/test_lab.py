@@ -1,34 +1,21 @@
-"""`benchmarks/lab.py` multiplies out what it measured, and repeats a cell without a pass."""
+"""The lab benchmark multiplies out what it measured, and repeats a cell without a pass."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_kit import MODEL
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from benchmarks.learning import lab
+
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def lab() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        spec = importlib.util.spec_from_file_location("lab_benchmark", BENCHMARKS / "lab.py")
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, "lab_benchmark", module)  # Dataclasses look it up.
-        spec.loader.exec_module(module)
-        patch.delitem(sys.modules, "kit")  # The name of another module too.
-        yield module
-
-
-def test_each_part_is_multiplied_by_its_own_factor(lab: Any) -> None:
+def test_each_part_is_multiplied_by_its_own_factor() -> None:
     once = lab.Part("once", lab.Cost(3600.0, 1800.0, 7))
     often = lab.Part("often", lab.Cost(36.0, 72.0, 1), 1000)
     assert often.row() == ["often", "36.0", "72.0", "1", "1,000"]
@@ -36,7 +23,7 @@ def test_each_part_is_multiplied_by_its_own_factor(lab: Any) -> None:
     assert row == ["all", "11.0", "1,007", "20.5", "82"]
 
 
-def test_the_seconds_of_updates_come_from_their_logged_rates(lab: Any, tmp_path: Path) -> None:
+def test_the_seconds_of_updates_come_from_their_logged_rates(tmp_path: Path) -> None:
     lines: list[dict[str, float]] = [
         {"step": 100, "time/updates_per_s": 50.0},
         {"step": 100, "eval/episodic_return": 1.0},
@@ -54,7 +41,7 @@ def test_a_second_user_repeats_a_cell_of_a_small_lab() -> None:
         "--steps", "100", "--updates", "5", "--loop-updates", "1",
     ]  # fmt: skip
     ended = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "lab.py"), *small],
+        [sys.executable, "-m", "benchmarks.learning.lab", *small], cwd=ROOT,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr

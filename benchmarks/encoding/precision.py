@@ -1,11 +1,11 @@
 """Step-relative error of the shipped encoders in bf16 and int8, as the engine gate measures it.
 
-    python benchmarks/precision.py [--models ae,okk] [--games Pong,Qbert]
+    python -m benchmarks.encoding.precision [--models ae,okk] [--games Pong,Qbert]
 
 int8 needs NNCF, which wsa does not depend on. Keep it out of wsa's environment:
 
     pip install --target /tmp/nncf nncf
-    PYTHONPATH=/tmp/nncf python benchmarks/precision.py
+    PYTHONPATH=/tmp/nncf python -m benchmarks.encoding.precision
 
 Each game is played at random. The frames to measure are those that `wsa encode --precision bf16`
 measures: the probe frames, and sixteen pairs of consecutive steps of each game. The reference is
@@ -30,11 +30,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import tyro
-from kit import markdown_line, markdown_table
 from numpy.typing import NDArray
 from torch import Tensor
 
 import wsa
+from benchmarks.kit import markdown_line, markdown_table
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess

@@ -1,7 +1,7 @@
 """Cost of a step of online learning, part by part, beside whole runs of wsa and of PPO from pixels.
 
-    python benchmarks/live.py [--models palette,objects] [--steps 8192] [--rounds 3]
-    python benchmarks/live.py --simulate
+    python -m benchmarks.learning.live [--models palette,objects] [--steps 8192] [--rounds 3]
+    python -m benchmarks.learning.live --simulate
 
 The first rows are a plain loop that has one part of a step more in each row: the
 emulator alone, + screens made small, + each network, + acting, + the update. Then comes the rate at
@@ -34,9 +34,9 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from kit import Cost, command, markdown
 from torch import nn
 
+from benchmarks.kit import Cost, command, markdown
 from wsa import cli
 from wsa.encode.inference.cores import cores
 from wsa.encode.inference.encoder import Encoder

@@ -1,6 +1,6 @@
 """Rows per second from the flat map, compared with `np.take` on a memory map of the same bytes.
 
-python benchmarks/gather.py
+python -m benchmarks.learning.gather
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from kit import interleave, rate, table
 
+from benchmarks.kit import interleave, rate, table
 from wsa.store.objects.flat_map import FlatMap
 
 ROWS, MODELS, WIDTH, BATCH = 200_000, 3, 512, 256

@@ -1,7 +1,7 @@
 """Cost of opening, planning, and indexing in a large store of records and digests, without pixels.
 
-python benchmarks/store_scale.py 1e8            frames; writes files of about 13 bytes per frame
-python benchmarks/store_scale.py 1e7 --folder /lab/tmp
+    python -m benchmarks.storage.scale 1e8            frames; writes files of about 13 bytes per frame
+    python -m benchmarks.storage.scale 1e7 --folder /lab/tmp
 
 Every segment has the records of a real one (frames, rows, three models of which the last has
 encoded half), of real size. Digests are drawn, not read; reading them is timed separately on real
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kit import markdown
 
+from benchmarks.kit import markdown
 from wsa.encode.jobs.plan import make_plan
 from wsa.learn.envs.atari import protocol
 from wsa.store.common import hashing, names

@@ -1,9 +1,8 @@
 """Cost of committing an embedding object: its flushes, its bytes, and the time.
 
-python benchmarks/store_commit.py
+    python -m benchmarks.storage.commits
 
-The bare contender makes the same files, links, folders, and flushes with the same bytes, and
-nothing
+The bare contender makes the same files, links, folders, and flushes with the same bytes, and nothing
 else: no compression, no checksums, no record.
 """
 
@@ -17,8 +16,8 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from kit import interleave, markdown, table
 
+from benchmarks.kit import interleave, markdown, table
 from wsa.store.common import hashing, names
 from wsa.store.format import arrays
 from wsa.store.format.records import EmbeddingMeta

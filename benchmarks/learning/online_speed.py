@@ -1,6 +1,6 @@
 """Online learning: PPO's update compared with CleanRL's, steps per second, and passes.
 
-    OMP_NUM_THREADS=1 python benchmarks/learn_online.py
+    OMP_NUM_THREADS=1 python -m benchmarks.learning.online_speed
 
 1. One PPO update (1,024 steps, 4 epochs of 4 minibatches) on cached embeddings of 3 models, with 1
    and with 4 frames in a state, compared with the same on pixels with the network and the loop of
@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from kit import interleave, markdown, rate, table
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.kit import interleave, markdown, rate, table
 from wsa import cli
 from wsa.encode.live.frame_history import FrameHistory
 from wsa.learn.commands.learn import plan_run

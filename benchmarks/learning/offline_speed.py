@@ -1,6 +1,6 @@
 """Updates per second from the flat map, compared with two other ways to train the same network.
 
-    python benchmarks/learn.py [updates] [backbones] [adapters]        default: all three
+    python -m benchmarks.learning.offline_speed [updates] [backbones] [adapters]        default: all three
 
 - updates: the same update on tensors in RAM, with random draws on both sides.
 - backbones: the same update with the backbones in the loop, as the authors train: every state and
@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kit import interleave, markdown, rate, store_of, table
 from torch import Tensor, nn
 
+from benchmarks.kit import interleave, markdown, rate, store_of, table
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import probe_frames

@@ -1,31 +1,18 @@
-"""`benchmarks/probe_rank.py` ranks encoders by probe and by return, and resumes where it stopped."""
+"""The ranking script ranks encoders by probe and by return, and resumes where it stopped."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+from benchmarks.encoding import probe_rank
+
 # By encoder, its score in the fake probe and its return in the fake games.
 SCORES = {"vos": (0.9, 5.0), "okk:random": (0.5, 1.0), "vos:random": (0.7, 3.0)}
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("probe_rank", BENCHMARKS / "probe_rank.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.delitem(sys.modules, "kit")  # The name of another module too.
-    return module
 
 
 def reply(command: list[str]) -> dict[str, Any]:
@@ -44,7 +31,7 @@ def reply(command: list[str]) -> dict[str, Any]:
 
 
 def test_an_interrupted_ranking_resumes_and_repeats_nothing(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
     verbs: list[str] = []
     replies: list[str] = []
@@ -56,16 +43,16 @@ def test_an_interrupted_ranking_resumes_and_repeats_nothing(
             raise KeyboardInterrupt
         return subprocess.CompletedProcess(command, 0, json.dumps(reply(command)))
 
-    monkeypatch.setattr(script, "wsa", lambda verb, *_: verbs.append(verb))
-    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(probe_rank, "wsa", lambda verb, *_: verbs.append(verb))
+    monkeypatch.setattr(probe_rank.subprocess, "run", run)
     with pytest.raises(KeyboardInterrupt):
-        script.main([str(tmp_path), "--small"])
+        probe_rank.main([str(tmp_path), "--small"])
     assert replies == ["probe", "eval", "eval", "stop"]
-    script.main([str(tmp_path), "--small"])
+    probe_rank.main([str(tmp_path), "--small"])
     assert replies[4:] == ["eval", "eval"]  # The probe and the first games were kept.
     capsys.readouterr()
     verbs.clear()
-    script.main([str(tmp_path), "--small"])
+    probe_rank.main([str(tmp_path), "--small"])
     assert verbs == ["collect", "encode"] and replies[6:] == []
     lines = capsys.readouterr().out.splitlines()
     order = [line.split(" | ")[0] for line in lines if line.startswith(("| vos", "| okk"))]

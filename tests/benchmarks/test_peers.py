@@ -1,39 +1,17 @@
-"""`benchmarks/peers.py` gives wsa and its peers the same hyperparameters, and reads games alike."""
+"""The comparison with peers gives all the same hyperparameters, and reads their games alike."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from benchmarks.peers import compare as peers
+from benchmarks.peers import d3rlpy_cql, sb3
 from wsa import cli
 from wsa.learn.configs.algorithms import PPOConfig
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def imported(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # Dataclasses look their module up.
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def peers() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        module = imported("peers_benchmark", BENCHMARKS / "peers.py")
-        for name in ("peers_benchmark", "kit"):  # Another module may be called so.
-            patch.delitem(sys.modules, name)
-        yield module
 
 
 @pytest.mark.parametrize(
@@ -45,7 +23,7 @@ def peers() -> Iterator[Any]:
     ],
 )
 def test_the_commands_of_wsa_train_with_the_stated_hyperparameters(
-    peers: Any, method: str, expected: list[str], tmp_path: Path
+    method: str, expected: list[str], tmp_path: Path
 ) -> None:
     config = peers.hyperparameters(method, 2048)
     names = []
@@ -59,10 +37,7 @@ def test_the_commands_of_wsa_train_with_the_stated_hyperparameters(
     assert names == expected
 
 
-def test_peers_get_the_hyperparameters_under_their_names(peers: Any) -> None:
-    sb3 = imported("peers_sb3", BENCHMARKS / "peers/sb3.py")
-    offline = imported("peers_offline", BENCHMARKS / "peers/d3rlpy_cql.py")
-
+def test_peers_get_the_hyperparameters_under_their_names() -> None:
     def given(method: str) -> dict[str, Any]:
         return msgspec.structs.asdict(peers.hyperparameters(method, 2048))
 
@@ -74,11 +49,11 @@ def test_peers_get_the_hyperparameters_under_their_names(peers: Any) -> None:
     dqn = sb3.dqn(given("dqn"))
     assert dqn["train_freq"] * 8 / dqn["gradient_steps"] == 4  # Steps between updates.
     assert dqn["exploration_initial_eps"] == dqn["exploration_final_eps"] == 0.01
-    cql = offline.cql(given("cql"))
+    cql = d3rlpy_cql.cql(given("cql"))
     assert (cql["batch_size"], cql["alpha"], cql["target_update_interval"]) == (32, 1.0, 1000)
 
 
-def test_games_are_read_from_both_libraries(peers: Any, tmp_path: Path) -> None:
+def test_games_are_read_from_both_libraries(tmp_path: Path) -> None:
     for name in ("wsa", "sb3"):
         (tmp_path / name).mkdir()
     (tmp_path / "wsa/metrics.jsonl").write_text(
@@ -90,7 +65,7 @@ def test_games_are_read_from_both_libraries(peers: Any, tmp_path: Path) -> None:
     assert list(peers.read_games(tmp_path / "sb3")) == [(105.0, -20.0)]
 
 
-def test_a_score_is_reached_once_twenty_games_have_it(peers: Any) -> None:
+def test_a_score_is_reached_once_twenty_games_have_it() -> None:
     games = [(minute / 10, -21.0) for minute in range(20)]
     assert peers.minute_of(-21, games) == "1.9"
     assert peers.minute_of(-20, games) == "-"

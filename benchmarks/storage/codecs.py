@@ -1,6 +1,6 @@
 """Bytes per frame and per embedding, by codec, on real play and real pretrained embeddings.
 
-python benchmarks/store_codecs.py [ALIAS ...]          default: lite0
+    python -m benchmarks.storage.codecs [ALIAS ...]          default: lite0
 
 The first row of each table is what wsa writes. Ratios are relative to the raw array of that row's
 type. Encode and decode are MB of raw array per second on one core, side by side in one run.
@@ -15,9 +15,9 @@ from collections.abc import Callable
 import cv2
 import numcodecs
 import numpy as np
-from kit import markdown, store_of
 from numcodecs import Blosc, Zstd
 
+from benchmarks.kit import markdown, store_of
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration.register import open_model, register
 from wsa.store.common import names

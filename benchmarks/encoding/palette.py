@@ -1,6 +1,6 @@
 """Speed of `palette` and `objects`, compared with networks, on one core.
 
-    python benchmarks/palette.py [GAME ...]
+    python -m benchmarks.encoding.palette [GAME ...]
 
 Each encoder embeds the same stored frames of a game, from the stored pictures to rounded rows, as
 `wsa encode` does; in turn, round after round, on one thread.
@@ -12,8 +12,8 @@ import sys
 
 import numpy as np
 import torch
-from kit import interleave, rate, store_of, table
 
+from benchmarks.kit import interleave, rate, store_of, table
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.segment_inputs import SegmentFrames, read_segment_frames
 from wsa.encode.jobs.plan import Item

@@ -1,6 +1,6 @@
 """Joint cost of the paper's own encoders, and reconstruction error of a trained autoencoder.
 
-    python benchmarks/own_encoders.py [RUN [GAME ...]]
+    python -m benchmarks.encoding.own_encoders [RUN [GAME ...]]
 
 All five (`ae`, `sr`, `oke`, `okk`, `vos`; untrained, because weights do not affect time) encode a
 game in one run, which reads a segment and converts and shrinks each screen once, and in five runs
@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kit import forget, interleave, markdown, store_of, table
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.kit import forget, interleave, markdown, store_of, table
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.plan import Plan, make_plan

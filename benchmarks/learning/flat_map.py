@@ -1,6 +1,6 @@
 """Copying a game's embeddings into the flat map, compared with reading the same arrays once.
 
-python benchmarks/materialise.py
+    python -m benchmarks.learning.flat_map
 
 Reading once means that plain Zarr opens and decodes each array (rows, digests, embeddings) in
 sequence, without checking or keeping anything.
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from kit import interleave, store_of, table
 
+from benchmarks.kit import interleave, store_of, table
 from wsa.store.common import hashing, names
 from wsa.store.format.records import EmbeddingMeta, SegmentMeta
 from wsa.store.objects.flat_map import materialise

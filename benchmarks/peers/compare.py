@@ -1,10 +1,10 @@
 """wsa beside Stable-Baselines3 and d3rlpy, in turn in one run: rates, CPU time, and returns by minute.
 
-    sh benchmarks/peers.sh DIR
-    python benchmarks/peers.py DIR [--methods ppo dqn cql] [--threads 1 2] [--rounds 1]
-    python benchmarks/peers.py DIR --minutes 20
+    sh benchmarks/peers/environments.sh DIR
+    python -m benchmarks.peers.compare DIR [--methods ppo dqn cql] [--threads 1 2] [--rounds 1]
+    python -m benchmarks.peers.compare DIR --minutes 20
 
-DIR has the environments that `benchmarks/peers.sh` makes. The contenders play the same game under
+DIR has the environments that `benchmarks/peers/environments.sh` makes. The contenders play the same game under
 the same rules in as many environments, with the same hyperparameters: those of wsa's own classes,
 which `benchmarks/peers/` translates to the names of the others.
 
@@ -42,8 +42,8 @@ import msgspec
 import numpy as np
 import tyro
 import zarr
-from kit import Cost, markdown, timed, wsa
 
+from benchmarks.kit import Cost, markdown, timed, wsa
 from wsa.encode.inference.cores import cores
 from wsa.learn.configs.algorithms import (
     AlgorithmConfig,
@@ -54,7 +54,7 @@ from wsa.learn.configs.algorithms import (
 )
 from wsa.learn.networks.nature import SIDE, GreyPixels
 
-SCRIPTS = Path(__file__).parent / "peers"
+SCRIPTS = Path(__file__).parent
 SHORT = {"ppo": PPOConfig().rollout_size, "dqn": 512, "cql": 50}
 """Steps or updates of the run that is subtracted."""
 LONGER = 3
@@ -68,7 +68,7 @@ class Options:
     """What to measure."""
 
     peers: tyro.conf.Positional[Path]
-    """Folder with the environments that benchmarks/peers.sh makes."""
+    """Folder with the environments that benchmarks/peers/environments.sh makes."""
     game: str = "Pong"
     """ALE game."""
     models: str = "palette"

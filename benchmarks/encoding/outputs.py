@@ -1,6 +1,6 @@
 """Which output of a model carries the game: linear probes from one frame's embedding to the RAM.
 
-    python benchmarks/outputs.py FOLDER [MODEL ...]        default: lite0 lite1
+    python -m benchmarks.encoding.outputs FOLDER [MODEL ...]        default: lite0 lite1
 
 Each of six games is played with random actions: 1,500 frames of five seeds for training, and 600 of
 two others for testing. A model's whole feature map is computed once per frame; every output is
@@ -23,11 +23,11 @@ import ale_py
 import cv2
 import numpy as np
 import torch
-from kit import markdown
 from numpy.typing import NDArray
 from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
+from benchmarks.kit import markdown
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import _pillow

@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from benchmarks import gpu, sections
+
+ROOT = Path(__file__).parents[2]
 # Python warns of forks beside threads; the forked process runs Python alone here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        module = importlib.import_module("gpu")
-        sections = sys.modules["sections"]
-        for name in ("gpu", "kit", "sections"):  # Another module may be called so.
-            patch.delitem(sys.modules, name)
-        module.sections = sections  # type: ignore[attr-defined]
-        yield module
-
-
-@pytest.fixture
-def sections(gpu: ModuleType) -> Any:
-    return gpu.sections
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -42,9 +25,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_section_that_fails_hangs_or_dies_does_not_stop_the_others(
-    sections: Any, tmp_path: Path
-) -> None:
+def test_a_section_that_fails_hangs_or_dies_does_not_stop_the_others(tmp_path: Path) -> None:
     def fails(add: Any) -> None:
         add(model="a", rate=1.5)
         raise ValueError("no such thing")
@@ -82,7 +63,7 @@ def test_a_section_that_fails_hangs_or_dies_does_not_stop_the_others(
     assert "| b | 1,235 |  |\n| c |  | 0.0123 |" in text
 
 
-def test_what_a_killed_script_had_measured_is_on_disk(sections: Any, tmp_path: Path) -> None:
+def test_what_a_killed_script_had_measured_is_on_disk(tmp_path: Path) -> None:
     seen: list[Any] = []
 
     def works(add: Any) -> None:
@@ -99,13 +80,13 @@ def test_what_a_killed_script_had_measured_is_on_disk(sections: Any, tmp_path: P
     ]
 
 
-def test_all_sections_fit_into_eight_minutes(gpu: Any, tmp_path: Path) -> None:
-    sections = gpu.Bench("cuda", gpu.Sizes(), tmp_path).sections()
-    assert sum(section.seconds for section in sections) <= 8 * 60 - 10  # Less what imports take.
-    assert len({section.title for section in sections}) == len(sections)
+def test_all_sections_fit_into_eight_minutes(tmp_path: Path) -> None:
+    planned = gpu.Bench("cuda", gpu.Sizes(), tmp_path).sections()
+    assert sum(section.seconds for section in planned) <= 8 * 60 - 10  # Less what imports take.
+    assert len({section.title for section in planned}) == len(planned)
 
 
-def test_acting_with_old_weights_is_found(gpu: Any) -> None:
+def test_acting_with_old_weights_is_found() -> None:
     network = gpu.made_network("cpu")
     states = gpu.torch.randn(2, 4, 3 * gpu.WIDTH)
     assert gpu.follows_weights(gpu.acting(network, states, "eager"), network, states)
@@ -115,9 +96,9 @@ def test_acting_with_old_weights_is_found(gpu: Any) -> None:
 
 @pytest.mark.slow
 def test_everything_runs_small_on_a_cpu(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--small", "--device", "cpu"]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--small", "--device", "cpu"]
     ended = subprocess.run(
-        [*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert {result["state"] for result in results(tmp_path)} == {"done"}

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Make an environment for each library that benchmarks/peers.py measures beside wsa.
+# Make an environment for each library that benchmarks/peers/compare.py measures beside wsa.
 #
-#     sh benchmarks/peers.sh DIR [PYTHON]
+#     sh benchmarks/peers/environments.sh DIR [PYTHON]
 #
 # DIR/sb3 has Stable-Baselines3, DIR/d3rlpy has d3rlpy. They cannot share one environment with wsa:
 # d3rlpy requires gymnasium 1.0.0 exactly. Both get the torch of PYTHON, the interpreter with wsa
@@ -11,7 +11,7 @@
 # CleanRL is missing: its last release, 1.2.0 of 2023, does not install on Python 3.11.
 set -eu
 
-dir=${1:?usage: sh benchmarks/peers.sh DIR [PYTHON]}
+dir=${1:?usage: sh benchmarks/peers/environments.sh DIR [PYTHON]}
 python=${2:-.venv/bin/python}
 version='import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))'
 torch=$("$python" -c "$version" torch)

@@ -1,6 +1,6 @@
 """Learn games offline from the data of a mediocre policy: compare algorithms and models.
 
-    python benchmarks/offline.py FOLDER [--games Pong,Breakout] [--models sr,vos] [--seeds 1]
+    python -m benchmarks.learning.offline_returns FOLDER [--games Pong,Breakout] [--models sr,vos] [--seeds 1]
 
 1. NatureCNN PPO trains on each game for a while, from pixels; `--policies` names a folder of such
    runs.
@@ -22,8 +22,7 @@ import os
 import statistics
 from pathlib import Path
 
-from kit import markdown, wsa
-
+from benchmarks.kit import markdown, wsa
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 

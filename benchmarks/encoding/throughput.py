@@ -1,6 +1,6 @@
 """Encoding compared with the machine's peak, with the bare model, and with a user's script.
 
-    python benchmarks/encode.py [MODEL ...]        default: lite0; as in `--models`
+    python -m benchmarks.encoding.throughput [MODEL ...]        default: lite0; as in `--models`
 
 Everything is measured side by side in one run, on one thread unless stated otherwise.
 
@@ -35,11 +35,11 @@ import numpy as np
 import openvino
 import timm
 import torch
-from kit import forget, interleave, markdown, rate, store_of, table
 from openvino import opset13
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.kit import forget, interleave, markdown, rate, store_of, table
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess

@@ -1,7 +1,7 @@
 """Does the probe predict training? Rank encoders by probe, and by return for equal online steps.
 
-    OMP_NUM_THREADS=1 python benchmarks/probe_rank.py rank --policies Pong=runs/pong,Breakout=runs/breakout
-    OMP_NUM_THREADS=1 python benchmarks/probe_rank.py rank --small
+    OMP_NUM_THREADS=1 python -m benchmarks.encoding.probe_rank rank --policies Pong=runs/pong,Breakout=runs/breakout
+    OMP_NUM_THREADS=1 python -m benchmarks.encoding.probe_rank rank --small
 
 For each game the script collects random play and, if a run that plays well is named, better play.
 It encodes both with each encoder; probes all encoders together (`wsa probe --json`); trains PPO
@@ -26,8 +26,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kit import markdown, wsa
 from scipy.stats import spearmanr
+
+from benchmarks.kit import markdown, wsa
 
 GAMES = "Pong,Breakout,Seaquest"
 MODELS = "sr,vos,okk,sr:random,vos:random,lite0,palette,objects"
