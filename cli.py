@@ -331,7 +331,7 @@ def parse(name: str, arguments: list[str]) -> Any:
                 prog=f"wsa {name}",
                 description=verb.what[0].upper() + verb.what[1:] + ".",
                 args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+                config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as stop:
         if stop.code:
@@ -358,7 +358,7 @@ def completion(o: Any) -> int:
             kinds,
             prog="wsa",
             args=["--tyro-write-completion", o.shell, "-"],
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            config=(tyro.conf.OmitArgPrefixes,),
         )
     for line in script.getvalue().splitlines():
         # Without this, Bash and zsh offer the text after a line break in a description as a

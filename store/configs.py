@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from wsa.store.common.games import spelled
@@ -62,12 +62,11 @@ def _one_game() -> PrimitiveConstructorSpec[str]:
 
 def _shown(default: str) -> str:
     """Show a default in the help, unless it only says that the option was not given."""
-    # The help names a switch that is on by its --no-FLAG, whose default is not True.
-    return "" if default in ("True", "False", "None", "''", "") else f"(default: {default})"
+    return "" if default in ("False", "None", "''", "") else f"(default: {default})"
 
 
 _HINT = arg(help_behavior_hint=_shown)
-Switch = Annotated[bool, _HINT]
+Switch = Annotated[bool, FlagCreatePairsOff, _HINT]  # Off unless given: there is no --no-FLAG.
 Text = Annotated[str, _HINT]
 Game = Annotated[str, _one_game(), _HINT]
 Games = Annotated[tuple[str, ...], commas("NAME,...", spelled), _HINT]

@@ -40,7 +40,7 @@ class Discounting(NamedTuple):
 
     n_step: int = 1
     gamma: float = 1.0
-    clip: Switch = False
+    clip: bool = False
 
 
 class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -130,11 +130,11 @@ class DQNConfig(OfflineConfig, frozen=True, tag="dqn"):
     """Number of steps in an n-step return."""
     target_network_frequency: Annotated[int, COUNT] = 1000
     """Gradient steps between copies to the target network."""
-    clip_rewards: Switch = True
-    """Train on the sign of rewards; --no-clip-rewards uses raw ones. Reports always show raw rewards."""
-    double_q: Switch = True
-    """Let the network choose the next action that the target network values; --no-double-q takes the
-    target network's greatest value (Mnih et al., 2015)."""
+    clip_rewards: bool = True
+    """Train on the sign of rewards. Reports always show raw rewards."""
+    double_q: bool = True
+    """Let the network choose the next action that the target network values. Otherwise, take the target
+    network's greatest value (Mnih et al., 2015)."""
     max_grad_norm: Annotated[float, NOT_NEGATIVE] = 0.0
     """Maximum norm of the gradients; 0 for none."""
 
@@ -171,9 +171,9 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
     """Number of parallel environments."""
     gamma: Annotated[float, SHARE] = 0.99
     """Discount per step."""
-    clip_rewards: Switch = True
-    """Train on the sign of rewards; --no-clip-rewards uses raw ones. Reports always show raw rewards."""
-    terminal_on_life_loss: Switch = False
+    clip_rewards: bool = True
+    """Train on the sign of rewards. Reports always show raw rewards."""
+    terminal_on_life_loss: bool = False
     """Treat a lost life as the end when estimating values. The game continues; reports cover whole games."""
     save_frequency: Annotated[int, COUNT] = 100_000
     """Steps between checkpoints."""
@@ -204,8 +204,8 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
 
     learning_rate: Annotated[float, POSITIVE] = 2.5e-4
     """Learning rate for Adam."""
-    anneal_lr: Switch = True
-    """Decay the learning rate linearly to 0; --no-anneal-lr keeps it constant."""
+    anneal_lr: bool = True
+    """Decay the learning rate linearly to 0."""
     num_envs: Annotated[int, COUNT] = 8
     """Number of parallel environments."""
     num_steps: Annotated[int, COUNT] = 128
@@ -216,14 +216,14 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     """Epochs over each rollout."""
     gae_lambda: Annotated[float, SHARE] = 0.95
     """Lambda of generalized advantage estimation."""
-    norm_adv: Switch = True
-    """Normalize advantages in each minibatch; --no-norm-adv leaves them as they are."""
+    norm_adv: bool = True
+    """Normalize advantages in each minibatch."""
     clip_coef: Annotated[float, POSITIVE] = 0.1
     """Clipping range of the probability ratio."""
-    anneal_clip: Switch = False
+    anneal_clip: bool = False
     """Decay that range linearly to 0."""
-    clip_vloss: Switch = True
-    """Clip the value loss too; --no-clip-vloss leaves it unclipped."""
+    clip_vloss: bool = True
+    """Clip the value loss too."""
     vf_clip_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Clipping range of the value loss; 0 for that of the probability ratio."""
     ent_coef: float = 0.01
@@ -234,7 +234,7 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     """Maximum norm of the gradients."""
     target_kl: float = 0.0
     """Stop the epochs of a rollout once the approximate KL divergence exceeds this; 0 for never."""
-    recurrent: Switch = False
+    recurrent: bool = False
     """Use a recurrent policy: an LSTM as wide as the fused state vector."""
 
     def __post_init__(self) -> None:
@@ -296,9 +296,9 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     """Steps between copies to the target network."""
     n_step: Annotated[int, COUNT] = 1
     """Number of steps in an n-step return."""
-    double_q: Switch = True
-    """Let the network choose the next action that the target network values; --no-double-q takes the
-    target network's greatest value (Mnih et al., 2015)."""
+    double_q: bool = True
+    """Let the network choose the next action that the target network values. Otherwise, take the target
+    network's greatest value (Mnih et al., 2015)."""
     max_grad_norm: Annotated[float, NOT_NEGATIVE] = 0.0
     """Maximum norm of the gradients; 0 for none."""
     start_e: Annotated[float, SHARE] = 1.0

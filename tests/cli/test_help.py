@@ -46,10 +46,14 @@ def test_without_arguments_help_is_shown_as_a_usage_error(wsa):
     assert wsa()[:2] == (2, wsa("-h").out)
 
 
-def test_the_help_shows_no_default_beside_the_flag_that_turns_a_switch_off(wsa):
+def test_a_hyperparameter_can_be_switched_on_and_off_whatever_its_default(wsa):
     out = wsa("learn", "--online", "--algo", "ppo", "--help").out
-    assert not re.search(r"--no-[^(]*\(default: True\)", out.partition("--no-clip-vloss")[0])
-    assert "--layer-norm" in out and "(default: True)" in out  # This option takes its value.
+    assert re.search(r"--anneal-lr, --no-anneal-lr\s[^(]*\(default:\s+True\)", out.replace("│", ""))
+    run = ("--online", "--algo", "ppo", "--game", "Pong", "--rl-preset", "paper")
+    for flag in ("recurrent", "anneal-lr"):
+        for value, switch in ((True, f"--{flag}"), (False, f"--no-{flag}")):
+            algorithm = cli.parse("learn", [*run, switch]).algorithm
+            assert getattr(algorithm, flag.replace("-", "_")) is value
 
 
 def test_version(wsa):
