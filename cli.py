@@ -49,153 +49,164 @@ class Verb(NamedTuple):
     function: str
 
 
-VERBS = {
-    "init": Verb(
-        "start a store, optionally shared by a group",
-        "wsa init --store /lab/wsa --shared --group lab",
-        "wsa.store.configs:InitOptions",
-        "wsa.store.commands.init:init",
-    ),
-    "collect": Verb(
-        "play a game and store its frames and steps",
-        "wsa collect --game Seaquest --steps 100000 --num-envs 8 --policy random --seed 1",
-        "wsa.learn.configs.data:CollectOptions",
-        "wsa.learn.commands.collect:collect",
-    ),
-    "encode": Verb(
-        "run each frozen model once over every new frame",
-        "wsa encode --models vit,resnet,clip --game Seaquest",
-        "wsa.encode.configs:EncodeOptions",
-        "wsa.encode.commands.encode:encode",
-    ),
-    "status": Verb(
-        "show encoding services and what is left to encode",
-        "wsa status --store /lab/wsa",
-        "wsa.encode.configs:StatusOptions",
-        "wsa.encode.commands.status:status",
-    ),
-    "learn": Verb(
-        "train a fusion and a policy on cached or live embeddings",
-        "wsa learn --game Seaquest --models lite0,lite1,lite2 --fusion wsa --algo cql",
-        "wsa.learn.configs.learn:learn_options",
-        "wsa.learn.commands.learn:learn",
-    ),
-    "eval": Verb(
-        "play full games with a trained run and live embeddings",
-        "wsa eval runs/Seaquest__wsa__1__1700000000 --episodes 10 --video",
-        "wsa.learn.configs.learn:EvalOptions",
-        "wsa.learn.commands.evaluate:evaluate",
-    ),
-    "bench": Verb(
-        "train and compare a grid of games, fusions, models, and seeds",
-        "wsa bench --games Pong,Breakout --seeds 1,2,3 --fusions wsa,mean,single --models-subsets "
-        "lite0+lite1,lite0",
-        "wsa.learn.configs.bench:bench_options",
-        "wsa.learn.commands.bench:bench",
-    ),
-    "study": Verb(
-        "run the paper's studies, with tables and one page to mail",
-        "wsa study scale runs/Seaquest__wsa__1__1700000000 --after cached --study-dir study",
-        "wsa.learn.configs.study:study_options",
-        "wsa.learn.commands.study:study",
-    ),
-    "pretrain": Verb(
-        "train the paper's own encoders on the frames of a store",
-        "wsa pretrain --encoder ae,transporter --games Pong,Breakout --run-dir runs/encoders",
-        "wsa.learn.configs.pretrain:PretrainOptions",
-        "wsa.learn.commands.pretrain:pretrain_encoders",
-    ),
-    "probe": Verb(
-        "measure how much of a game's state each model's embeddings hold",
-        "wsa probe --game Pong --models sr,vos,lite0,lite0:random",
-        "wsa.learn.configs.probe:ProbeOptions",
-        "wsa.learn.commands.probe:probe_models",
-    ),
-    "push": Verb(
-        "copy to another store what it lacks",
-        "wsa push s3://lab/wsa --game Seaquest --dry-run",
-        "wsa.store.configs:PushOptions",
-        "wsa.store.commands.share:push",
-    ),
-    "pull": Verb(
-        "copy from another store what this one lacks",
-        "wsa pull s3://lab/wsa --game Seaquest --models vit --no-frames",
-        "wsa.store.configs:PullOptions",
-        "wsa.store.commands.share:pull",
-    ),
-    "merge": Verb(
-        "copy everything that this store lacks from another",
-        "wsa merge /mnt/disk/wsa",
-        "wsa.store.configs:MergeOptions",
-        "wsa.store.commands.share:merge",
-    ),
-    "verify": Verb(
-        "read and check every committed byte of a store",
-        "wsa verify --store /lab/wsa",
-        "wsa.store.configs:VerifyOptions",
-        "wsa.store.commands.upkeep:verify",
-    ),
-    "sweep": Verb(
-        "remove files that dead writers left behind",
-        "wsa sweep --grace-hours 48",
-        "wsa.store.configs:SweepOptions",
-        "wsa.store.commands.upkeep:sweep",
-    ),
-    "list": Verb(
-        "list the games in a store",
-        "wsa list --store /lab/wsa",
-        "wsa.learn.configs.data:ListOptions",
-        "wsa.learn.commands.inspect:list_games",
-    ),
-    "show": Verb(
-        "show everything recorded about a game, a segment, or a model",
-        "wsa show Seaquest",
-        "wsa.learn.configs.data:ShowOptions",
-        "wsa.learn.commands.inspect:show",
-    ),
-    "du": Verb(
-        "sum bytes, frames, and hours of compute by game, policy, model, or author",
-        "wsa du --by author",
-        "wsa.store.configs:DuOptions",
-        "wsa.store.commands.upkeep:du",
-    ),
-    "export": Verb(
-        "write a game as plain Zarr arrays, for zarr, dask, and xarray",
-        "wsa export breakout.zarr --game Breakout --models vit,resnet --frames",
-        "wsa.learn.configs.data:ExportOptions",
-        "wsa.learn.commands.import_export:export",
-    ),
-    "import": Verb(
-        "import Minari datasets or plain arrays into the store",
-        "wsa import minari atari/breakout/expert-v0 --game Breakout",
-        "wsa.learn.configs.data:ImportOptions",
-        "wsa.learn.commands.import_export:import_data",
-    ),
-    "models": Verb(
-        "list known models and those in a store, or check one",
-        "wsa models --store /lab/wsa",
-        "wsa.encode.configs:ModelsOptions",
-        "wsa.encode.commands.models:models",
-    ),
-    "doctor": Verb(
-        "check that this machine is ready: libraries, device, weights, store",
-        "wsa doctor",
-        "wsa.learn.configs.data:DoctorOptions",
-        "wsa.learn.commands.doctor:doctor",
-    ),
-    "completion": Verb(
-        "print a completion script for bash, zsh, or fish",
-        "wsa completion bash",
-        "wsa.store.configs:CompletionOptions",
-        "wsa.cli:completion",
-    ),
-    "demo": Verb(
-        "go through all steps on one game, in a few minutes",
-        "wsa demo",
-        "wsa.learn.configs.data:DemoOptions",
-        "wsa.learn.commands.demo:demo",
-    ),
+GROUPS = {
+    "first steps": {
+        "demo": Verb(
+            "go through all steps on one game, in a few minutes",
+            "wsa demo",
+            "wsa.learn.configs.data:DemoOptions",
+            "wsa.learn.commands.demo:demo",
+        ),
+        "doctor": Verb(
+            "check that this machine is ready: libraries, device, weights, store",
+            "wsa doctor",
+            "wsa.learn.configs.data:DoctorOptions",
+            "wsa.learn.commands.doctor:doctor",
+        ),
+        "init": Verb(
+            "start a store, optionally shared by a group",
+            "wsa init --store /lab/wsa --shared --group lab",
+            "wsa.store.configs:InitOptions",
+            "wsa.store.commands.init:init",
+        ),
+        "completion": Verb(
+            "print a completion script for bash, zsh, or fish",
+            "wsa completion bash",
+            "wsa.store.configs:CompletionOptions",
+            "wsa.cli:completion",
+        ),
+    },
+    "play and encode": {
+        "collect": Verb(
+            "play a game and store its frames and steps",
+            "wsa collect --game Seaquest --steps 100000 --num-envs 8 --policy random --seed 1",
+            "wsa.learn.configs.data:CollectOptions",
+            "wsa.learn.commands.collect:collect",
+        ),
+        "encode": Verb(
+            "run each frozen model once over every new frame",
+            "wsa encode --models vit,resnet,clip --game Seaquest",
+            "wsa.encode.configs:EncodeOptions",
+            "wsa.encode.commands.encode:encode",
+        ),
+        "status": Verb(
+            "show encoding services and what is left to encode",
+            "wsa status --store /lab/wsa",
+            "wsa.encode.configs:StatusOptions",
+            "wsa.encode.commands.status:status",
+        ),
+        "models": Verb(
+            "list known models and those in a store, or check one",
+            "wsa models --store /lab/wsa",
+            "wsa.encode.configs:ModelsOptions",
+            "wsa.encode.commands.models:models",
+        ),
+        "pretrain": Verb(
+            "train the paper's own encoders on the frames of a store",
+            "wsa pretrain --encoder ae,transporter --games Pong,Breakout --run-dir runs/encoders",
+            "wsa.learn.configs.pretrain:PretrainOptions",
+            "wsa.learn.commands.pretrain:pretrain_encoders",
+        ),
+        "probe": Verb(
+            "measure how much of a game's state each model's embeddings hold",
+            "wsa probe --game Pong --models sr,vos,lite0,lite0:random",
+            "wsa.learn.configs.probe:ProbeOptions",
+            "wsa.learn.commands.probe:probe_models",
+        ),
+    },
+    "train and evaluate": {
+        "learn": Verb(
+            "train a fusion and a policy on cached or live embeddings",
+            "wsa learn --game Seaquest --models lite0,lite1,lite2 --fusion wsa --algo cql",
+            "wsa.learn.configs.learn:learn_options",
+            "wsa.learn.commands.learn:learn",
+        ),
+        "eval": Verb(
+            "play full games with a trained run and live embeddings",
+            "wsa eval runs/Seaquest__wsa__1__1700000000 --episodes 10 --video",
+            "wsa.learn.configs.learn:EvalOptions",
+            "wsa.learn.commands.evaluate:evaluate",
+        ),
+        "bench": Verb(
+            "train and compare a grid of games, fusions, models, and seeds",
+            "wsa bench --games Pong,Breakout --seeds 1,2,3 --fusions wsa,mean,single --models-subsets "
+            "lite0+lite1,lite0",
+            "wsa.learn.configs.bench:bench_options",
+            "wsa.learn.commands.bench:bench",
+        ),
+        "study": Verb(
+            "run the paper's studies, with tables and one page to mail",
+            "wsa study scale runs/Seaquest__wsa__1__1700000000 --after cached --study-dir study",
+            "wsa.learn.configs.study:study_options",
+            "wsa.learn.commands.study:study",
+        ),
+    },
+    "look at a store": {
+        "list": Verb(
+            "list the games in a store",
+            "wsa list --store /lab/wsa",
+            "wsa.learn.configs.data:ListOptions",
+            "wsa.learn.commands.inspect:list_games",
+        ),
+        "show": Verb(
+            "show everything recorded about a game, a segment, or a model",
+            "wsa show Seaquest",
+            "wsa.learn.configs.data:ShowOptions",
+            "wsa.learn.commands.inspect:show",
+        ),
+        "du": Verb(
+            "sum bytes, frames, and hours of compute by game, policy, model, or author",
+            "wsa du --by author",
+            "wsa.store.configs:DuOptions",
+            "wsa.store.commands.upkeep:du",
+        ),
+    },
+    "share and maintain a store": {
+        "push": Verb(
+            "copy to another store what it lacks",
+            "wsa push s3://lab/wsa --game Seaquest --dry-run",
+            "wsa.store.configs:PushOptions",
+            "wsa.store.commands.share:push",
+        ),
+        "pull": Verb(
+            "copy from another store what this one lacks",
+            "wsa pull s3://lab/wsa --game Seaquest --models vit --no-frames",
+            "wsa.store.configs:PullOptions",
+            "wsa.store.commands.share:pull",
+        ),
+        "merge": Verb(
+            "copy everything that this store lacks from another",
+            "wsa merge /mnt/disk/wsa",
+            "wsa.store.configs:MergeOptions",
+            "wsa.store.commands.share:merge",
+        ),
+        "export": Verb(
+            "write a game as plain Zarr arrays, for zarr, dask, and xarray",
+            "wsa export breakout.zarr --game Breakout --models vit,resnet --frames",
+            "wsa.learn.configs.data:ExportOptions",
+            "wsa.learn.commands.import_export:export",
+        ),
+        "import": Verb(
+            "import Minari datasets or plain arrays into the store",
+            "wsa import minari atari/breakout/expert-v0 --game Breakout",
+            "wsa.learn.configs.data:ImportOptions",
+            "wsa.learn.commands.import_export:import_data",
+        ),
+        "verify": Verb(
+            "read and check every committed byte of a store",
+            "wsa verify --store /lab/wsa",
+            "wsa.store.configs:VerifyOptions",
+            "wsa.store.commands.upkeep:verify",
+        ),
+        "sweep": Verb(
+            "remove files that dead writers left behind",
+            "wsa sweep --grace-hours 48",
+            "wsa.store.configs:SweepOptions",
+            "wsa.store.commands.upkeep:sweep",
+        ),
+    },
 }
+VERBS = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()}
 
 
 # What people type for some verbs because other tools call them so.
@@ -274,11 +285,14 @@ def _fail(verb: str, why: str, code: int) -> int:
 
 
 def _overview() -> str:
-    lines = "\n".join(f"  {name:<10} {verb.what}" for name, verb in VERBS.items())
+    lines = "\n".join(
+        f"{group}:\n" + "".join(f"  {name:<10} {verb.what}\n" for name, verb in verbs.items())
+        for group, verbs in GROUPS.items()
+    )
     return (
         "usage: wsa VERB [OPTIONS]\n\n"
         "Run each frozen vision model once per distinct frame, share the embeddings, and train\n"
-        f"Weight Sharing Attention on them.\n\nverbs:\n{lines}\n\n"
+        f"Weight Sharing Attention on them.\n\n{lines}\n"
         "The store is --store PATH|URL, WSA_STORE, or a folder in your data directory.\n"
         "wsa VERB --help shows a verb's options.\n\n"
         "example:\n  wsa demo"
