@@ -35,6 +35,7 @@ import numpy as np
 import openvino
 import timm
 import torch
+from dask.system import cpu_count
 from openvino import opset13
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -44,7 +45,7 @@ from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.jobs import tasks
-from wsa.encode.jobs.cluster import cores
+
 from wsa.encode.jobs.plan import Item, Plan, make_plan
 from wsa.encode.models import networks
 from wsa.encode.models.registry import Request, parse_request
@@ -62,13 +63,13 @@ def main(models: list[str]) -> None:
     rows = []
     for precision in PRECISIONS:
         row = [precision]
-        for threads in (1, cores()):
+        for threads in (1, cpu_count()):
             torch.set_num_threads(threads)
             product = largest_product(precision)
             row.append(f"{max(rate(product, 1.0) for _ in range(3)) / 1e9:,.0f}")
         rows.append(row)
     torch.set_num_threads(1)
-    print(f"{GAME}, {cores()} cores\n")
+    print(f"{GAME}, {cpu_count()} cores\n")
     markdown(["peak, GFLOP/s", "one core", "all"], rows)
     for name in models:
         print(flush=True)
@@ -163,7 +164,7 @@ def counted(encoder: Encoder) -> list[int]:
 def cut(plan: Plan, frames: float) -> Plan:
     """Keep the first segments of a plan, about `frames` frames; copies only look back."""
     count = 1 + np.searchsorted(np.cumsum([len(item.own) for item in plan.items]), frames)
-    return dataclasses.replace(plan, items=plan.items[: max(cores(), count)])
+    return dataclasses.replace(plan, items=plan.items[: max(cpu_count(), count)])
 
 
 def against_a_user(
@@ -184,7 +185,7 @@ def against_a_user(
             kept.append(model(pixels).numpy())
             return size
 
-        torch.set_num_threads(cores())
+        torch.set_num_threads(cpu_count())
         with torch.inference_mode():
             measured = rate(work, SECONDS / 2)
         torch.set_num_threads(1)
@@ -246,7 +247,7 @@ class Processes:
         self._settings = settings
         context = multiprocessing.get_context("spawn")
         self._pipes, self._started = [], []
-        for _ in range(cores()):
+        for _ in range(cpu_count()):
             ours, theirs = context.Pipe()
             self._started.append(context.Process(target=serve, args=(theirs, settings)))
             self._pipes.append(ours)

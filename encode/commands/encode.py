@@ -7,18 +7,19 @@ import dataclasses
 import datetime
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from wsa.encode.configs import EncodeOptions, ServiceOptions, pairs, weights_files
 from wsa.encode.jobs import events, slurm
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.report import EncodeReport, make_folder, write_report
 from wsa.encode.jobs.run import encode as run
 from wsa.encode.jobs.run import require_frames, wanted_games
 from wsa.encode.models import custom, screen
-from wsa.encode.models.registry import Request, for_games, libraries, parse_request
+from wsa.encode.models.registry import libraries, parse_request
 from wsa.encode.registration.identity import request_of
 from wsa.store.backends.base import Backend
 from wsa.store.common import names, terminal
@@ -39,25 +40,16 @@ _log = logging.getLogger(__name__)
 _SERVICE = ("watch", "poll", "beat", "metrics_port", "metrics_host")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """The store, models and games that the options name; without games, all games of the store."""
-
-    backend: Backend
-    snapshot: Snapshot
-    requests: list[Request]
-    games: list[str]
-
-
 def encode(o: EncodeOptions) -> int:
     """Run `wsa encode`."""
     _check(o)
-    asked = _asked(o)
+    snapshot, encoding = _resolve(o)
     if o.watch:
-        _watch(o, asked)
+        _watch(o, snapshot, encoding)
     if o.dry_run:
-        return _show(o, _estimated(o, asked))
-    report = _encoded(o, asked, run_with_progress)
+        return _show(o, encoding, *_estimate(o, snapshot, encoding))
+    report = run_with_progress(snapshot.backend, encoding, o)
+    _write_report(o, report)
     if o.json:
         terminal.result(True, report.summary())
     else:
@@ -88,16 +80,16 @@ def encode_store(**options: Any) -> dict[str, Any]:
     """
     o = fill(EncodeOptions(), options, "wsa.encode", hidden=("json", *_SERVICE))
     _check(o)
-    asked = _asked(o)
+    snapshot, encoding = _resolve(o)
     if o.dry_run:
-        return _estimated(o, asked).values()
+        return _estimate(o, snapshot, encoding)[1]
+    report = _run(snapshot.backend, encoding, o, lambda event: None)
+    _write_report(o, report)
+    return report.summary()
 
-    run_quietly = partial(_run, listen=lambda event: None)
-    return _encoded(o, asked, run_quietly).summary()
 
-
-def _asked(o: EncodeOptions) -> _Asked:
-    """Resolve the names of models and games.
+def _resolve(o: EncodeOptions) -> tuple[Snapshot, Encoding]:
+    """Find the store, and the models and games that the options name.
 
     Raises:
         UsageError: If there is no such model, or weights are given for a model not asked for.
@@ -127,7 +119,7 @@ def _asked(o: EncodeOptions) -> _Asked:
             f"--weights {name}={weights[name]}: none of --models uses them. --models has "
             f"{', '.join(o.models)}.",
         )
-    backend, snapshot = open_snapshot(o.store, or_empty=o.watch)
+    _, snapshot = open_snapshot(o.store, or_empty=o.watch)
     asked |= {key: request_of(read_spec(snapshot, key), weights) for key in keys}
     requests = list(dict.fromkeys(asked[name] for name in o.models))
     own = [r.source.removeprefix("user:") for r in requests if r.source.startswith("user:")]
@@ -142,31 +134,24 @@ def _asked(o: EncodeOptions) -> _Asked:
             f"{request.alias}: {request.timm_name}, output {request.output}, weights "
             f"{weights_from}, license {request.licence}"
         )
-    return _Asked(backend, snapshot, requests, games)
+    return snapshot, Encoding(
+        requests,
+        games,
+        o.worker.device,
+        o.embedding.engine,
+        o.embedding.max_step_error,
+        o.worker.tries,
+    )
 
 
-def _encoded(
-    o: EncodeOptions,
-    asked: _Asked,
-    run: Callable[[Backend, Sequence[Request], Sequence[str], EncodeOptions], EncodeReport],
-) -> EncodeReport:
-    """Encode, and write the report."""
-    if o.worker.report:
-        make_folder(Path(o.worker.report))  # Fail now rather than hours later.
-    report = run(asked.backend, asked.requests, asked.games, o)
-    _write_report(o, report)
-    return report
-
-
-def _watch(o: EncodeOptions, asked: _Asked) -> NoReturn:
+def _watch(o: EncodeOptions, snapshot: Snapshot, encoding: Encoding) -> NoReturn:
     from wsa.encode.jobs import cluster
     from wsa.encode.service.service import Service
 
+    port = o.service.metrics_port
     Service(
-        asked.backend,
-        asked.snapshot,
-        asked.requests,
-        asked.games,
+        snapshot,
+        encoding,
         asked=o.models,
         connect=partial(
             cluster.connect,
@@ -174,17 +159,11 @@ def _watch(o: EncodeOptions, asked: _Asked) -> NoReturn:
             o.workers,
             o.worker.device,
             o.slurm,
-            imports=libraries(asked.requests),
+            imports=libraries(encoding.requests),
         ),
-        device=o.worker.device,
-        engine=o.embedding.engine,
-        max_step_error=o.embedding.max_step_error,
-        tries=o.worker.tries,
         poll_s=o.service.poll,
         heartbeat_s=o.service.beat,
-        metrics=None
-        if o.service.metrics_port is None
-        else (o.service.metrics_host, o.service.metrics_port),
+        metrics=None if port is None else (o.service.metrics_host, port),
         listen=terminal.say_event if o.json else lambda event: None,
     ).run()
 
@@ -249,12 +228,10 @@ def _check(o: EncodeOptions) -> None:
     slurm.check_jobs(o.slurm, o.worker.scheduler)
 
 
-def run_with_progress(
-    backend: Backend, requests: Sequence[Request], games: Sequence[str], o: EncodeOptions
-) -> EncodeReport:
+def run_with_progress(backend: Backend, encoding: Encoding, o: EncodeOptions) -> EncodeReport:
     """Encode, and show the progress."""
     if o.json:
-        return _run(backend, requests, games, o, terminal.say_event)
+        return _run(backend, encoding, o, terminal.say_event)
     done = total = 0
     said_before: dict[str, str] = {}
     with terminal.Progress("encode", "frames") as progress:
@@ -269,31 +246,24 @@ def run_with_progress(
                 done += event.inputs
             progress.update(done, total)
 
-        return _run(backend, requests, games, o, listen)
+        return _run(backend, encoding, o, listen)
 
 
 def _run(
-    backend: Backend,
-    requests: Sequence[Request],
-    games: Sequence[str],
-    o: EncodeOptions,
-    listen: events.Listener,
+    backend: Backend, encoding: Encoding, o: EncodeOptions, listen: events.Listener
 ) -> EncodeReport:
     def stopped(report: EncodeReport) -> None:
         with contextlib.suppress(StorageError):  # Report the error that ended the encoding instead.
             _write_report(o, report)
 
+    if o.worker.report:
+        make_folder(Path(o.worker.report))  # Fail now rather than hours later.
     return run(
         backend,
-        requests,
-        games,
+        encoding,
         scheduler=o.worker.scheduler,
         workers=o.workers,
-        device=o.worker.device,
         jobs=o.slurm,
-        max_step_error=o.embedding.max_step_error,
-        tries=o.worker.tries,
-        engine=o.embedding.engine,
         listen=listen,
         on_stop=stopped,
     )
@@ -334,89 +304,51 @@ def _plural(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Estimates:
-    """Estimated work and memory of an encoding.
-
-    Attributes:
-        models: Estimate of each model.
-        games: Games to encode.
-        workers: Number of workers.
-        worker_bytes: Memory of each worker, at most.
-        job_script: Script of a SLURM job; empty for other schedulers.
-    """
-
-    models: list[Estimate]
-    games: list[str]
-    workers: int
-    worker_bytes: int
-    job_script: str
-
-    def values(self) -> dict[str, Any]:
-        """Return the estimates as JSON values."""
-        from wsa.encode.jobs import dry_run
-
-        return {
-            "models": {of.name: dataclasses.asdict(of) for of in self.models},
-            "workers": self.workers,
-            "worker_bytes": self.worker_bytes,
-            "driver_bytes": dry_run.peak_bytes(),
-            **({"job_script": self.job_script} if self.job_script else {}),
-        }
-
-
-def _estimated(o: EncodeOptions, asked: _Asked) -> _Estimates:
+def _estimate(
+    o: EncodeOptions, snapshot: Snapshot, encoding: Encoding
+) -> tuple[list[Estimate], dict[str, Any]]:
     """Estimate an encoding, with measurements on a worker.
+
+    Returns:
+        The estimate of each model; and all estimates as JSON values.
 
     Raises:
         MissingError: If the store has no frames of a game.
     """
     from wsa.encode.jobs import cluster, dry_run
 
-    snapshot, games = asked.snapshot, asked.games
-    require_frames(snapshot, asked.requests, games)
-    requests = for_games(asked.requests, games)
+    require_frames(snapshot, encoding)
+    encoding = encoding.of(encoding.games)
     measure_on = "inproc" if o.worker.scheduler == "inproc" else "local"
-    measurement = dry_run.measure_on_worker(
-        snapshot,
-        requests,
-        games,
-        o.worker.device,
-        o.embedding.engine,
-        o.embedding.max_step_error,
-        measure_on,
-    )
+    measurement = dry_run.measure_on_worker(snapshot, encoding, measure_on)
     workers = cluster.models_at_once(o.worker.scheduler, o.workers, o.worker.device, o.slurm)
     models = [
-        dry_run.estimate(snapshot, request, games, measured, workers)
-        for request, measured in zip(requests, measurement.models, strict=True)
+        dry_run.estimate(snapshot, request, encoding.games, measured, workers)
+        for request, measured in zip(encoding.requests, measurement.models, strict=True)
     ]
     fitted = [of.fit for of in models]
-    each = dry_run.worker_bytes(snapshot, games, o.worker.device, measurement, fitted)
-    script = cluster.job_script(o.slurm) if o.worker.scheduler == "slurm" else ""
-    return _Estimates(models, games, workers, each, script)
+    values: dict[str, Any] = {
+        "models": {of.name: dataclasses.asdict(of) for of in models},
+        "workers": workers,
+        "worker_bytes": dry_run.worker_bytes(snapshot, encoding, measurement, fitted),
+        "driver_bytes": dry_run.peak_bytes(),
+    }
+    if o.worker.scheduler == "slurm":
+        values["job_script"] = cluster.job_script(o.slurm)
+    return models, values
 
 
-def _show(o: EncodeOptions, found: _Estimates) -> int:
-    from wsa.encode.jobs import dry_run
-
+def _show(
+    o: EncodeOptions, encoding: Encoding, models: Sequence[Estimate], values: dict[str, Any]
+) -> int:
     if o.json:
-        return terminal.result(True, found.values())
-    columns = [
-        "model",
-        "objects",
-        "passes",
-        "copies",
-        "basis passes",
-        "at most",
-        "engine",
-        "minutes",
-    ]
+        return terminal.result(True, values)
+    columns = "model", "objects", "passes", "copies", "basis passes", "at most", "engine", "minutes"
     terminal.table(
-        f"To do for {', '.join(found.games)}; nothing was changed:",
+        f"To do for {', '.join(encoding.games)}; nothing was changed:",
         columns,
         [
-            [
+            (
                 e.name,
                 e.objects,
                 e.passes,
@@ -425,18 +357,18 @@ def _show(o: EncodeOptions, found: _Estimates) -> int:
                 terminal.size(e.bytes),
                 e.engine,
                 e.minutes,
-            ]
-            for e in found.models
+            )
+            for e in models
         ],
     )
     unasked = (
         f" (how many {o.worker.scheduler} has was not asked)" if "://" in o.worker.scheduler else ""
     )
     print(
-        f"\nminutes with {_plural(found.workers, 'worker')} as fast as this machine's{unasked}, "
-        f"without the time to start; memory at most {terminal.size(found.worker_bytes)} for each, "
-        f"{terminal.size(dry_run.peak_bytes())} for this process"
+        f"\nminutes with {_plural(values['workers'], 'worker')} as fast as this machine's{unasked}, "
+        f"without the time to start; memory at most {terminal.size(values['worker_bytes'])} for each, "
+        f"{terminal.size(values['driver_bytes'])} for this process"
     )
-    if found.job_script:
-        print(f"\n{found.job_script}")
+    if "job_script" in values:
+        print(f"\n{values['job_script']}")
     return 0

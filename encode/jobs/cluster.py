@@ -52,15 +52,10 @@ WORKER_ENVIRONMENT = {
 _METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 
-def cores() -> int:
-    """Return the number of cores that the machine, CPU affinity and container allow."""
-    return cpu_count()
-
-
 def models_at_once(scheduler: str, workers: int, device: str, jobs: SlurmOptions) -> int:
     """Return how many workers of `connect` can run a model at once; 1 for a running scheduler."""
     if scheduler == "local":
-        return workers or _gpus_for(device) or cores()
+        return workers or _gpus_for(device) or cpu_count()
     if scheduler == "slurm":
         return max(1, workers) * (1 if jobs.slurm_gpu else jobs.slurm_cores)
     return 1
@@ -106,59 +101,78 @@ def connect(
             f"--workers {workers}: {option} {scheduler} has its own. Leave out --workers; a running "
             "scheduler's are started with 'dask worker'.",
         )
-    for name in ("distributed", "distributed.client", "distributed.gc"):  # Each has its own level.
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # Errors are raised here.
-    if scheduler in ("inproc", "local"):
-        with _running_client(
-            lambda stack: _start(scheduler, workers, device, threads, imports, stack)
-        ) as client:
-            if scheduler == "local":
-                _await_processes(client, models_at_once(scheduler, workers, device, SlurmOptions()))
-            yield client, int(scheduler == "local")
-    elif scheduler == "slurm":
-        jobs = jobs or SlurmOptions()
-        with _running_client(lambda stack: _submit(workers, jobs, threads, stack)) as client:
-            slurm.await_worker(client, client.cluster, jobs)
-            yield client, 1
-    elif "://" in scheduler:
-        try:
-            if scheduler.startswith(("tcp:", "tls:")):  # Dask's client does not check the address.
-                get_address_host_port(scheduler)
-            client = _client(scheduler, timeout=WAIT_FOR_ANSWER_S)
-        except OSError as error:
-            raise StorageError(
-                "unavailable",
-                f"No Dask scheduler answers at {scheduler} ({error}). Start one with 'dask "
-                f"scheduler' and workers with 'dask worker', or leave {option} out.",
-            ) from None
-        except (TypeError, ValueError) as error:
-            raise UsageError(
-                "bad-option",
-                f"{option} {scheduler}: {error}. Write tcp://HOST:PORT, as 'dask scheduler' says "
-                "when it starts.",
-            ) from None
-        with client:
-            started: Any = client.nthreads()
-            if not started:
-                terminal.say(
-                    f"{scheduler} has no workers yet; waiting up to {WAIT_FOR_WORKERS_S} s for "
-                    f"some: dask worker {scheduler}"
-                )
-            try:
-                client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS_S)
-            except TimeoutError:
-                raise StorageError(
-                    "unavailable",
-                    f"The Dask scheduler at {scheduler} has no workers. Start some: dask worker "
-                    f"{scheduler}",
-                ) from None
-            yield client, 0
-    else:
+    if "://" not in scheduler and scheduler not in ("local", "inproc", "slurm"):
         raise UsageError(
             "bad-option",
             f"--scheduler {scheduler!r} is not one; write local, inproc, slurm, or "
             "tcp://host:port.",
         )
+    for name in ("distributed", "distributed.client", "distributed.gc"):  # Each has its own level.
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # Errors are raised here.
+    if "://" in scheduler:
+        with _join(scheduler, option) as client:
+            yield client, 0
+        return
+    jobs = jobs or SlurmOptions()
+    count = models_at_once(scheduler, workers, device, jobs)
+
+    def start(stack: contextlib.ExitStack) -> Client:
+        if scheduler == "slurm":
+            return _submit(workers, jobs, threads, stack)
+        gpus = _gpus_for(device)
+        options: dict[str, Any] = {
+            "threads_per_worker": threads or (TASKS_A_GPU if gpus else THREADS_A_WORKER),
+            "resources": {GPU: 1} if gpus else {},
+            "dashboard_address": _ANY_PORT,
+        }
+        if scheduler == "local":
+            return _start_processes(count, imports, options, stack)
+        options["scheduler_kwargs"] = {"dashboard": False}
+        return stack.enter_context(_client(processes=False, n_workers=1, **options))
+
+    with _running_client(start) as client:
+        if scheduler == "slurm":
+            slurm.await_worker(client, client.cluster, jobs)
+        elif scheduler == "local":
+            _await_processes(client, count)
+        yield client, int(scheduler != "inproc")
+
+
+@contextlib.contextmanager
+def _join(scheduler: str, option: str) -> Iterator[Client]:
+    """Yield a client of a running scheduler once it has a worker."""
+    try:
+        if scheduler.startswith(("tcp:", "tls:")):  # Dask's client does not check the address.
+            get_address_host_port(scheduler)
+        client = _client(scheduler, timeout=WAIT_FOR_ANSWER_S)
+    except OSError as error:
+        raise StorageError(
+            "unavailable",
+            f"No Dask scheduler answers at {scheduler} ({error}). Start one with 'dask "
+            f"scheduler' and workers with 'dask worker', or leave {option} out.",
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "bad-option",
+            f"{option} {scheduler}: {error}. Write tcp://HOST:PORT, as 'dask scheduler' says "
+            "when it starts.",
+        ) from None
+    with client:
+        started: Any = client.nthreads()
+        if not started:
+            terminal.say(
+                f"{scheduler} has no workers yet; waiting up to {WAIT_FOR_WORKERS_S} s for "
+                f"some: dask worker {scheduler}"
+            )
+        try:
+            client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS_S)
+        except TimeoutError:
+            raise StorageError(
+                "unavailable",
+                f"The Dask scheduler at {scheduler} has no workers. Start some: dask worker "
+                f"{scheduler}",
+            ) from None
+        yield client
 
 
 class _Client(Client):  # type: ignore[misc]  # distributed has no types.
@@ -195,38 +209,19 @@ def _running_client(start: Callable[[contextlib.ExitStack], Client]) -> Iterator
             stack.close()
 
 
-def _start(
-    scheduler: str,
-    workers: int,
-    device: str,
-    threads: int,
-    imports: Sequence[str],
-    stack: contextlib.ExitStack,
+def _start_processes(
+    count: int, imports: Sequence[str], options: dict[str, Any], stack: contextlib.ExitStack
 ) -> Client:
-    gpus = _gpus_for(device)
-    threads = threads or (TASKS_A_GPU if gpus else THREADS_A_WORKER)
-    if scheduler == "inproc":
-        client = _client(
-            processes=False,
-            n_workers=1,
-            threads_per_worker=threads,
-            resources={GPU: 1} if gpus else {},
-            dashboard_address=_ANY_PORT,
-            scheduler_kwargs={"dashboard": False},
-        )
-        return stack.enter_context(client)
+    """Start worker processes on this machine."""
     stack.enter_context(_dask_settings())
     _preload_forkserver(imports)
-    count = workers or gpus or cores()
     try:
         local = _Local(
             n_workers=0,
             memory_limit=1 / count,
-            threads_per_worker=threads,
-            resources={GPU: 1} if gpus else {},
-            dashboard_address=_ANY_PORT,
             silence_logs=logging.CRITICAL,
             scheduler_kwargs=_dashboard(),
+            **options,
         )
         cluster: Any = stack.enter_context(local)  # Typed as if it were asynchronous.
     except (OSError, RuntimeError) as error:
@@ -310,16 +305,8 @@ def _gpus() -> list[str]:
 
 def _submit(workers: int, jobs: SlurmOptions, threads: int, stack: contextlib.ExitStack) -> Client:
     stack.enter_context(_dask_settings())
-    cluster = stack.enter_context(
-        slurm.start(
-            jobs,
-            WORKER_ENVIRONMENT,
-            True,
-            threads,
-            dashboard_address=_ANY_PORT,
-            **_dashboard(),
-        )
-    )
+    options = {"dashboard_address": _ANY_PORT, **_dashboard()}
+    cluster = stack.enter_context(slurm.start(jobs, WORKER_ENVIRONMENT, True, threads, **options))
     _keep_scaled(slurm.JobKeeper(cluster, workers or 1), cluster.loop, stack)
     return stack.enter_context(_client(cluster))
 

@@ -22,6 +22,7 @@ from wsa.encode.inference.encoder import Encoder, choose_device
 from wsa.encode.inference.segment_inputs import WINDOWS_AT_ONCE
 from wsa.encode.jobs import cluster
 from wsa.encode.jobs import tasks as job
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.plan import make_plan
 from wsa.encode.jobs.scheduler import worker_died
 from wsa.encode.jobs.workers import TASKS_A_GPU, TASKS_A_THREAD, THREADS_A_WORKER
@@ -30,7 +31,6 @@ from wsa.encode.registration import fit_reduction, register
 from wsa.encode.registration import identity as lookup
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.model_spec import parse_output
-from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
@@ -80,12 +80,7 @@ class Estimate:
 
 
 def measure_model(
-    snapshot: Snapshot,
-    request: Request,
-    games: Sequence[str],
-    device: str,
-    engine: str = "auto",
-    max_step_error: float = MAX_STEP_ERROR,
+    snapshot: Snapshot, request: Request, how: Encoding
 ) -> tuple[MeasuredModel, Encoder]:
     """Build a model and measure its engines, as registering does, without writing anything.
 
@@ -94,9 +89,9 @@ def measure_model(
         UsageError: If the device lacks the precision.
         ConflictError: If the model fails, or the error of the precision is too large.
     """
-    engine = request.engine(engine)
-    engines, _, identity = register.measure_engines(snapshot, request, device, engine, games)
-    choice = engines.choose(engine, identity.precision, max_step_error)
+    device, engine = choose_device(how.device), request.engine(how.engine)
+    engines, _, identity = register.measure_engines(snapshot, request, device, engine, how.games)
+    choice = engines.choose(engine, identity.precision, how.max_step_error)
     features = engines.embed(choice.engine, identity.precision)[0].size
     output = parse_output(request.output)
     numbers = SCREEN_NUMBERS * output.numbers if output.of_one_game else output.numbers or features
@@ -165,13 +160,7 @@ class WorkerMeasurement:
 
 
 def measure_on_worker(
-    snapshot: Snapshot,
-    requests: Sequence[Request],
-    games: Sequence[str],
-    device: str,
-    engine: str,
-    max_step_error: float = MAX_STEP_ERROR,
-    scheduler: str = "local",
+    snapshot: Snapshot, encoding: Encoding, scheduler: str = "local"
 ) -> WorkerMeasurement:
     """Build and measure the models on a new worker on this machine, or in this process (`inproc`).
 
@@ -181,33 +170,25 @@ def measure_on_worker(
         ConflictError: If the model fails, or the error of the precision is too large.
         StorageError: If the worker died.
     """
-    asked = snapshot.backend.url, tuple(requests), tuple(games), device, engine, max_step_error
-    workers, imports = int(scheduler == "local"), libraries(requests)
-    with cluster.connect(scheduler, workers, device, imports=imports) as (client, threads):
+    workers, imports = int(scheduler == "local"), libraries(encoding.requests)
+    connected = cluster.connect(scheduler, workers, encoding.device, imports=imports)
+    with connected as (client, threads):
         try:
-            measurement: WorkerMeasurement = client.submit(_measure, *asked, threads).result()
+            asked = snapshot.backend.url, encoding, threads
+            measurement: WorkerMeasurement = client.submit(_measure, *asked).result()
         except KilledWorker as error:
-            raise worker_died(", ".join(request.alias for request in requests), error) from None
+            aliases = ", ".join(request.alias for request in encoding.requests)
+            raise worker_died(aliases, error) from None
     return measurement
 
 
-def _measure(
-    store: str,
-    requests: Sequence[Request],
-    games: Sequence[str],
-    device: str,
-    engine: str,
-    max_step_error: float,
-    threads: int,
-) -> WorkerMeasurement:
+def _measure(store: str, encoding: Encoding, threads: int) -> WorkerMeasurement:
     job.set_threads(threads)
     snapshot = take_snapshot(open_store(store))
     kept, models = [], []
-    for request in requests:
+    for request in encoding.requests:
         try:
-            measured, encoder = measure_model(
-                snapshot, request, games, choose_device(device), engine, max_step_error
-            )
+            measured, encoder = measure_model(snapshot, request, encoding)
         except WsaError:
             raise
         except Exception as error:
@@ -218,22 +199,17 @@ def _measure(
 
 
 def worker_bytes(
-    snapshot: Snapshot,
-    games: Sequence[str],
-    device: str,
-    found: WorkerMeasurement,
-    fitted: Sequence[int],
+    snapshot: Snapshot, encoding: Encoding, found: WorkerMeasurement, fitted: Sequence[int]
 ) -> int:
     """Return an upper bound of one worker's memory, in bytes.
 
     Args:
         snapshot: Snapshot of the store.
-        games: Games to encode.
-        device: `cpu`, `cuda` or `auto`.
+        encoding: What to encode.
         found: Measurements, from `measure_on_worker`.
         fitted: For each model, the number of frames or windows to fit its basis on.
     """
-    segments = [m for m in snapshot.segments() if m.game in games]
+    segments = [m for m in snapshot.segments() if m.game in encoding.games]
     inputs = max((max(m.rows, m.frames) for m in segments), default=0)
     pixels = {(f.game, f.segment): f.height * f.width * 3 for f in snapshot.frames()}
     frames = max((m.frames * pixels.get((m.game, m.segment), 0) for m in segments), default=0)
@@ -241,7 +217,7 @@ def worker_bytes(
     windows = max((m.window for m in found.models if m.window > 1), default=0)
     window_bytes = frame_bytes * windows * WINDOWS_AT_ONCE
     embeddings = sum(inputs * m.numbers for m in found.models)
-    on_gpu = choose_device(device) == "cuda"
+    on_gpu = choose_device(encoding.device) == "cuda"
     at_once = TASKS_A_GPU if on_gpu else THREADS_A_WORKER
     # A row is held as float32, as float16, in the joined array, and compressed.
     tasks = at_once * (COPIES_OF_FRAMES * frames + window_bytes + 10 * embeddings)

@@ -14,10 +14,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from distributed import CancelledError, KilledWorker
 
 from wsa.encode.jobs import cluster, tasks
+from wsa.encode.jobs.encoding import TRIES, Encoding
 from wsa.encode.jobs.events import Listener, ModelReady, Planned
 from wsa.encode.jobs.plan import Name, Plan, make_plan
 from wsa.encode.jobs.report import EncodeReport
-from wsa.encode.jobs.scheduler import TRIES, Driver, scheduler_lost, worker_died
+from wsa.encode.jobs.scheduler import Driver, scheduler_lost, worker_died
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.encode.jobs.tasks import Failed, TaskSettings
 from wsa.encode.jobs.workers import Workers
@@ -28,23 +29,17 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import parse_output, read_spec
-from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.root import require_writable
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 
 def encode(
     backend: Backend,
-    requests: Sequence[Request],
-    games: Sequence[str] = (),
+    encoding: Encoding,
     *,
     scheduler: str = "local",
     workers: int = 0,
-    device: str = "auto",
     jobs: SlurmOptions | None = None,
-    max_step_error: float = MAX_STEP_ERROR,
-    tries: int = TRIES,
-    engine: str = "auto",
     listen: Listener = lambda event: None,
     on_stop: Callable[[EncodeReport], None] = lambda report: None,
 ) -> EncodeReport:
@@ -52,12 +47,8 @@ def encode(
 
     Args:
         backend: Backend of the store.
-        requests: Models to run.
-        games: Games to encode; all games of the store if empty.
-        scheduler, workers, device, jobs: Arguments of `wsa.encode.jobs.cluster.connect`.
-        max_step_error: Largest step-relative error of a reduced precision.
-        tries: Number of attempts before a segment is set aside.
-        engine: Inference engine; `auto` is the fastest accurate one.
+        encoding: What to encode.
+        scheduler, workers, jobs: Arguments of `wsa.encode.jobs.cluster.connect`.
         listen: Called with every event.
         on_stop: Called with the report so far if the encoding ends early.
 
@@ -69,65 +60,46 @@ def encode(
     """
     started = time.perf_counter()
     snapshot = take_snapshot(backend)
-    games = wanted_games(snapshot, games)
-    requests = for_games(requests, games)
+    encoding = encoding.of(wanted_games(snapshot, encoding.games))
+    requests = encoding.requests
     registered = [
         Registered(spec, 0, request)
         for request in requests
         if (spec := find_model(snapshot, request)) is not None
     ]
-    require_frames(snapshot, requests, games)
-    plan = _plan(snapshot, registered, games)
+    require_frames(snapshot, encoding)
+    plan = _plan(snapshot, registered, encoding.games)
     if len(registered) == len(requests) and not plan.items:
         listen(Planned(0, 0, 0))
         return EncodeReport(tuple(registered), (), (), plan.present, time.perf_counter() - started)
     require_writable(backend)
-    imports = libraries(requests)
-    with cluster.connect(scheduler, workers, device, jobs, imports=imports) as (client, threads):
-        report = encode_on(
-            Workers(client, device, listen, threads),
-            snapshot,
-            requests,
-            games,
-            engine=engine,
-            max_step_error=max_step_error,
-            tries=tries,
-            on_stop=on_stop,
-        )
+    connected = cluster.connect(
+        scheduler, workers, encoding.device, jobs, imports=libraries(requests)
+    )
+    with connected as (client, threads):
+        crew = Workers(client, encoding.device, listen, threads)
+        report = encode_on(crew, snapshot, encoding, on_stop)
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
 def encode_on(
     workers: Workers,
     snapshot: Snapshot,
-    requests: Sequence[Request],
-    games: Sequence[str],
-    *,
-    engine: str = "auto",
-    max_step_error: float = MAX_STEP_ERROR,
-    tries: int = TRIES,
+    encoding: Encoding,
     on_stop: Callable[[EncodeReport], None] = lambda report: None,
 ) -> EncodeReport:
-    """Do the same as `encode` on existing workers.
+    """Do the same as `encode` on existing workers, whose listener gets every event.
 
-    Args:
-        workers: Workers, whose listener gets every event.
-        snapshot: Last snapshot of the store; taken again once the models are registered.
-        requests: Models to run.
-        games: Games to encode.
-        engine: Inference engine; `auto` is the fastest accurate one.
-        max_step_error: Largest step-relative error of a reduced precision.
-        tries: Number of attempts before a segment is set aside.
-        on_stop: Called with the report so far if the encoding ends early.
+    The snapshot is taken again once the models are registered.
     """
     started = time.perf_counter()
     backend = snapshot.backend
-    registered = register_all(workers, backend.url, requests, games, engine, max_step_error)
+    registered = register_all(workers, backend.url, encoding)
     snapshot = take_snapshot(backend, snapshot)
-    plan = _plan(snapshot, registered, games)
+    plan = _plan(snapshot, registered, encoding.games)
     _require_frames(snapshot, plan)
     workers.listen(Planned(len(plan.items), plan.passes, plan.copies))
-    driver = Driver(workers, task_settings(workers, backend.url, registered), tries)
+    driver = Driver(workers, task_settings(workers, backend.url, registered), encoding.tries)
 
     def report(stopped: str = "") -> EncodeReport:
         return EncodeReport(
@@ -149,7 +121,7 @@ def encode_on(
             # Objects were left out because they copy from one that was set aside. A new plan runs
             # those frames through the model.
             snapshot = take_snapshot(backend, snapshot)
-            again = _plan(snapshot, registered, games, driver.skipped)
+            again = _plan(snapshot, registered, encoding.games, driver.skipped)
     except BaseException as error:
         on_stop(report(str(error) or type(error).__name__))
         raise
@@ -164,14 +136,7 @@ def task_settings(workers: Workers, store: str, registered: Iterable[Registered]
     return TaskSettings(store, sources, engines, workers.device, workers.threads)
 
 
-def register_all(
-    workers: Workers,
-    store: str,
-    requests: Sequence[Request],
-    games: Sequence[str],
-    engine: str,
-    max_step_error: float,
-) -> list[Registered]:
+def register_all(workers: Workers, store: str, encoding: Encoding) -> list[Registered]:
     """Register each model on a worker that can build it, several in parallel, and announce each.
 
     Several requests for the same model, such as by name and by key, give one registered model.
@@ -179,6 +144,7 @@ def register_all(
     Raises:
         WsaError: If a model cannot be registered, or the workers are gone.
     """
+    requests = encoding.requests
     registered: dict[Request, Registered] = {}
     deaths = 0
     while missing := [request for request in requests if request not in registered]:
@@ -187,11 +153,8 @@ def register_all(
                 tasks.register_model,
                 store,
                 request,
-                max_step_error,
-                workers.device,
+                dataclasses.replace(encoding, device=workers.device),
                 workers.threads,
-                engine,
-                games,
                 pure=False,
                 **workers.options(),
             )
@@ -229,10 +192,12 @@ def wanted_games(snapshot: Snapshot, games: Sequence[str]) -> list[str]:
     """
     for game in games:
         if game not in snapshot.games:
+            close = difflib.get_close_matches(game, snapshot.games, n=1)
+            hint = f"Did you mean {close[0]}? " if close else ""
             raise MissingError(
                 "no-frames",
                 f"The store {snapshot.backend.url} has no frames of {game}. "
-                f"{_suggestion(game, snapshot.games)}Collect some: wsa collect --game {game}",
+                f"{hint}Collect some: wsa collect --game {game}",
             )
     if not snapshot.games:
         raise MissingError(
@@ -254,7 +219,7 @@ def _plan(
     return make_plan(snapshot, [*windows], games, without, windows, only=only)
 
 
-def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Sequence[str]) -> None:
+def require_frames(snapshot: Snapshot, encoding: Encoding) -> None:
     """Check, before building any model, that the store has all frames that need a pass.
 
     Raises:
@@ -266,7 +231,7 @@ def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Seque
     alike = {(spec.alias, spec.identity.output, spec.identity.precision) for spec in specs}
     models: dict[str, int] = {}
     only: dict[str, str] = {}
-    for request in for_games(requests, games):
+    for request in for_games(encoding.requests, encoding.games):
         if spec := find_model(snapshot, request):
             key = spec.key
             models[key] = spec.identity.window
@@ -277,7 +242,7 @@ def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Seque
             continue  # Only the built model's weights tell whether it is one of these.
         if game := parse_output(request.output).only_game:
             only[key] = game
-    plan = make_plan(snapshot, [*models], games, windows=models, only=only)
+    plan = make_plan(snapshot, [*models], encoding.games, windows=models, only=only)
     _require_frames(snapshot, plan)
 
 
@@ -303,8 +268,3 @@ def _require_frames(snapshot: Snapshot, plan: Plan) -> None:
 
 def _with_frames(snapshot: Snapshot) -> set[tuple[str, str]]:
     return {(meta.game, meta.segment) for meta in snapshot.frames()}
-
-
-def _suggestion(game: str, games: Sequence[str]) -> str:
-    close = difflib.get_close_matches(game, games, n=1)
-    return f"Did you mean {close[0]}? " if close else ""

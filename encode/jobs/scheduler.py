@@ -17,13 +17,12 @@ from typing import Any
 from distributed import Future, KilledWorker, as_completed
 
 from wsa.encode.jobs import tasks
+from wsa.encode.jobs.encoding import TRIES
 from wsa.encode.jobs.events import AttemptFailed, SegmentDone
 from wsa.encode.jobs.plan import Item, Name
 from wsa.encode.jobs.tasks import Failed, TaskSettings
 from wsa.encode.jobs.workers import Workers
 from wsa.store.common.errors import StorageError
-
-TRIES = 3
 
 # If this many segments in a row are set aside, the cause is not in the segments.
 TOO_MANY_IN_A_ROW = 20

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, choose_device, stored
 from wsa.encode.inference.segment_inputs import SegmentFrames, read_segment_frames
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.events import SegmentDone
 from wsa.encode.jobs.plan import Item
 from wsa.encode.models.registry import Request
@@ -105,13 +106,7 @@ def set_threads(threads: int) -> None:
 
 
 def register_model(
-    store: str,
-    request: Request,
-    max_step_error: float,
-    device: str,
-    threads: int,
-    engine: str = "auto",
-    games: Sequence[str] = (),
+    store: str, request: Request, how: Encoding, threads: int
 ) -> Registered | Failed:
     """Build a model and commit it if it is new, with `wsa.encode.registration.register.register`.
 
@@ -125,7 +120,14 @@ def register_model(
     snapshot = take_snapshot(open_store(store))
     try:
         with model_lock:
-            return register(snapshot, request, max_step_error, choose_device(device), engine, games)
+            return register(
+                snapshot,
+                request,
+                how.max_step_error,
+                choose_device(how.device),
+                how.engine,
+                how.games,
+            )
     except (MissingError, ImportError) as error:
         if isinstance(error, MissingError) and error.kind == "no-frames":
             raise  # No other worker has frames to fit the basis on either.

@@ -12,29 +12,28 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NoReturn
 
 from distributed import Client
 
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.events import AttemptFailed, Event, Listener, ModelReady
 from wsa.encode.jobs.plan import Digests, Item, Name, Plan, make_plan
 from wsa.encode.jobs.run import register_all, task_settings
-from wsa.encode.jobs.scheduler import TRIES, Driver
+from wsa.encode.jobs.scheduler import Driver
 from wsa.encode.jobs.workers import Workers
-from wsa.encode.models.registry import Request, for_games
+from wsa.encode.models.registry import for_games
 from wsa.encode.registration.register import Registered
 from wsa.encode.service import heartbeat, http_server, prometheus
 from wsa.encode.service.claims import Claims, Pair
 from wsa.encode.service.counters import Counters
 from wsa.encode.service.heartbeat import HeartbeatThread, State
 from wsa.encode.service.status import StatusReader
-from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
 from wsa.store.common.errors import ConflictError, DamagedError, StorageError, WsaError
-from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.root import is_free, open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
@@ -51,16 +50,10 @@ class Service:
     """Encodes new segments of a store until Ctrl-C or SIGTERM stops it.
 
     Args:
-        backend: Backend of the store, which need not exist yet.
-        snapshot: Current snapshot of the store.
-        requests: Models to run.
-        games: Games to encode; if empty, all games that the store has or will have.
+        snapshot: Current snapshot of the store, which need not exist yet.
+        encoding: What to encode; without games, all that the store has or will have.
         asked: Models, as the user named them, for `wsa status`.
         connect: Connects to workers, as `wsa.encode.jobs.cluster.connect` does.
-        device: Device to run models on: `cpu`, `cuda` or `auto`.
-        engine: Inference engine; `auto` is the fastest accurate one.
-        max_step_error: Largest step-relative error of a reduced precision.
-        tries: Number of attempts before a segment is set aside.
         poll_s: Seconds between checks of the store while there is nothing to do.
         heartbeat_s: Seconds between two heartbeats.
         metrics: Address and port to serve the status page and Prometheus metrics on; None for neither.
@@ -69,30 +62,22 @@ class Service:
 
     def __init__(
         self,
-        backend: Backend,
         snapshot: Snapshot,
-        requests: Sequence[Request],
-        games: Sequence[str] = (),
+        encoding: Encoding,
         *,
         asked: Sequence[str],
         connect: Connect,
-        device: str = "auto",
-        engine: str = "auto",
-        max_step_error: float = MAX_STEP_ERROR,
-        tries: int = TRIES,
         poll_s: float = 30.0,
         heartbeat_s: float = 15.0,
         metrics: tuple[str, int] | None = None,
         listen: Listener = lambda event: None,
     ) -> None:
-        self._backend, self._snapshot = backend, snapshot
-        self._requests, self._games = requests, tuple(games)
-        self._connect, self._device = connect, device
-        self._engine, self._max_step_error, self._tries = engine, max_step_error, tries
+        self._backend, self._snapshot = snapshot.backend, snapshot
+        self._encoding, self._connect = encoding, connect
         self._poll_s, self._metrics, self._listener = poll_s, metrics, listen
         name = heartbeat.new_service()
-        self.counters = Counters(name, heartbeat_s, asked, self._games)
-        self.claims = Claims(backend, name, heartbeat.MISSED_HEARTBEATS * heartbeat_s)
+        self.counters = Counters(name, heartbeat_s, asked, encoding.games)
+        self.claims = Claims(self._backend, name, heartbeat.MISSED_HEARTBEATS * heartbeat_s)
         self._registered: dict[str, Registered] = {}
         self._digests: Digests = {}
         self._skipped: dict[Name, tuple[float, AttemptFailed]] = {}
@@ -148,7 +133,7 @@ class Service:
         while True:
             try:
                 with self._connect() as (client, threads):
-                    self._serve(Workers(client, self._device, self._listen, threads))
+                    self._serve(Workers(client, self._encoding.device, self._listen, threads))
             except Exception as error:  # Dask raises many kinds, all of them temporary.
                 if not self._registered:
                     raise
@@ -203,11 +188,13 @@ class Service:
     def _lacks_fitted_models(self) -> bool:
         """Return whether a new game needs a model that is fitted on it."""
         games = self._present_games() - self._rejected_games.keys() - self._registered_games
-        return any(for_games(self._requests, [game]) != self._requests for game in games)
+        requests = self._encoding.requests
+        return any(for_games(requests, [game]) != list(requests) for game in games)
 
     def _register(self, workers: Workers) -> None:
         games = self._present_games() - self._rejected_games.keys()
-        registered = self._register_models(workers, self._requests, games)
+        encoding = self._encoding.of(sorted(games))
+        registered = register_all(workers, self._backend.url, encoding)
         self._registered = {one.spec.key: one for one in registered}
         self._checked_games |= games
         self._registered_games |= games
@@ -215,11 +202,11 @@ class Service:
 
     def _check_precision(self, workers: Workers) -> None:
         """Measure reduced precisions on new games; exclude games with too large an error."""
-        reduced = [request for request in self._requests if request.precision != "fp32"]
+        reduced = [r for r in self._encoding.requests if r.precision != "fp32"]
         for game in sorted(self._present_games() - self._checked_games):
             try:
                 if reduced:
-                    self._register_models(workers, reduced, [game])
+                    register_all(workers, self._backend.url, self._encoding.of([game], reduced))
             except ConflictError as error:
                 if error.kind != "step-error":
                     raise
@@ -229,27 +216,13 @@ class Service:
 
     def _present_games(self) -> set[str]:
         """Return the games asked for that the store has."""
-        return set(self._games or self._snapshot.games) & set(self._snapshot.games)
-
-    def _register_models(
-        self, workers: Workers, requests: Sequence[Request], games: Collection[str]
-    ) -> list[Registered]:
-        return register_all(
-            workers,
-            self._backend.url,
-            for_games(requests, sorted(games)),
-            sorted(games),
-            self._engine,
-            self._max_step_error,
-        )
+        present = set(self._snapshot.games)
+        return present.intersection(self._encoding.games) if self._encoding.games else present
 
     def _pending_pairs(self) -> list[Pair]:
         """Return (game, model) pairs with segments to encode, and update each model's backlog."""
-        wanted = [
-            m
-            for m in self._snapshot.segments_with_frames()
-            if (not self._games or m.game in self._games) and m.game not in self._rejected_games
-        ]
+        games = self._present_games() - self._rejected_games.keys()
+        wanted = [m for m in self._snapshot.segments_with_frames() if m.game in games]
         without = self._excluded()
         todo: set[Pair] = set()
         backlog: dict[str, tuple[int, int]] = dict.fromkeys(self._registered, (0, 0))
@@ -291,7 +264,7 @@ class Service:
         about = ", ".join(plan.games)
         self._set_state("encoding", f"{len(plan.items)} objects of {about}", always=True)
         settings = task_settings(workers, self._backend.url, self._registered.values())
-        driver = Driver(workers, settings, self._tries)
+        driver = Driver(workers, settings, self._encoding.tries)
         try:
             # Objects that copy from one that was set aside are left for the next round.
             driver.run(plan.by_segment())

@@ -9,6 +9,7 @@ from typing import Any
 
 from wsa.encode.commands.encode import run_with_progress
 from wsa.encode.configs import EncodeOptions
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.models.registry import DEFAULT, parse_request
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.configs.algorithms import CQLConfig
@@ -54,7 +55,7 @@ def demo(o: DemoOptions) -> int:
         collect(plan, backend, progress.update)
 
     terminal.say(f"2/4 encode with {', '.join(MODELS)}, the encoders that ship with wsa")
-    encoded = run_with_progress(backend, requests, [o.game], EncodeOptions())
+    encoded = run_with_progress(backend, Encoding(requests, [o.game]), EncodeOptions())
     models = [model.spec.key for model in encoded.models]
 
     terminal.say(f"3/4 train WSA with CQL offline, {o.updates:,} updates from the cache")

@@ -10,6 +10,7 @@ import pytest
 from command_kit import read_json
 
 from wsa.encode.jobs.dry_run import estimate, measure_model
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.models.registry import known_aliases, parse_request
 from wsa.encode.registration import probe_frames
 from wsa.store.objects.root import open_store
@@ -105,7 +106,8 @@ def test_every_output_is_estimated(output, numbers, fitted, in_memory, kit):
     request = parse_request("timm:test_vit:random", {}, output, geometry="pad")
     snapshot = take_snapshot(in_memory)
     asked = (snapshot, request, ["Pong"])
-    found = estimate(*asked, measure_model(*asked, "cpu", "torch")[0])
+    how = Encoding([request], ["Pong"], "cpu", "torch")
+    found = estimate(*asked, measure_model(snapshot, request, how)[0])
     (meta,) = snapshot.segments()
     fit = sum(len(part.frames) for part in probe_frames.load_frames())
     assert found.bytes == 2 * numbers * meta.frames

@@ -19,6 +19,7 @@ from distributed.chaos import KillWorker
 from distributed.comm.core import CommClosedError
 
 from wsa.encode.jobs import cluster
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone, WorkerUnfit
 from wsa.encode.jobs.run import EncodeReport, encode_on
 from wsa.encode.jobs.workers import Workers
@@ -75,7 +76,7 @@ def encode(
 ) -> tuple[EncodeReport, list[Event]]:
     events: list[Event] = []
     workers = Workers(client, "cpu", events.append, threads)
-    return encode_on(workers, take_snapshot(store), [MODEL], ["Pong"], **more), events
+    return encode_on(workers, take_snapshot(store), Encoding([MODEL], ["Pong"], **more)), events
 
 
 def check_whole(store: Backend, done: set[str]) -> None:
@@ -142,8 +143,8 @@ def encode_under_fire(
                         client.unregister_worker_plugin("chaos")
 
         report = encode_on(
-            Workers(client, "cpu", ignite, threads), take_snapshot(store), [MODEL], ["Pong"],
-            tries=20,
+            Workers(client, "cpu", ignite, threads), take_snapshot(store),
+            Encoding([MODEL], ["Pong"], tries=20),
         )  # fmt: skip
     deaths = faults.started() - workers
     assert deaths > 0 and report.failures, "some died at work"
@@ -208,13 +209,17 @@ def test_a_worker_without_a_library_is_named_and_gets_no_work(
         snapshot = take_snapshot(store)
         events: list[Event] = []
         with pytest.raises(MissingError) as caught:
-            encode_on(Workers(client, "cpu", events.append, 1), snapshot, [request], ["Pong"])
+            encode_on(
+                Workers(client, "cpu", events.append, 1), snapshot, Encoding([request], ["Pong"])
+            )
         assert missing in str(caught.value) and address in str(caught.value)
         # A worker that has the library does all the work.
         stack.enter_context(running(*work, "--no-nanny", "--no-dashboard", **quiet))
         client.wait_for_workers(2, timeout=60)
         events.clear()
-        report = encode_on(Workers(client, "cpu", events.append, 1), snapshot, [request], ["Pong"])
+        report = encode_on(
+            Workers(client, "cpu", events.append, 1), snapshot, Encoding([request], ["Pong"])
+        )
     assert len(report.done) == len(segments) and report.exit_code == 0
     assert not any(isinstance(e, AttemptFailed) for e in events), (
         "a missing library is not an attempt"

@@ -13,6 +13,7 @@ import zarr
 from blake3 import blake3
 from command_kit import ENCODE, run_all
 
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
 from wsa.store.objects.root import open_store
 
@@ -26,7 +27,7 @@ def folder(tmp_path_factory, stacked) -> Path:
     collect = ("collect", "--game", "Breakout", "--steps", STEPS, "--num-envs", 2,
                "--segment-steps", 14, "--max-episode-steps", 20)  # fmt: skip
     run_all(folder, collect, ENCODE)
-    encode(open_store(str(folder / "store")), [stacked(4)], scheduler="inproc")
+    encode(open_store(str(folder / "store")), Encoding([stacked(4)]), scheduler="inproc")
     return folder / "store"
 
 

@@ -29,6 +29,7 @@ from wsa import cli
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.dry_run import Estimate, estimate, measure_model
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import EncodeReport, encode
 from wsa.encode.models import networks, registry
 from wsa.encode.models.custom import Input, UserModel
@@ -135,7 +136,7 @@ def estimate_job() -> Callable[..., Estimate]:
     """The estimate of a dry run, measured in this process: `estimate_job(snapshot, request, games)`."""
 
     def make(snapshot: Snapshot, request: Request, games: Sequence[str]) -> Estimate:
-        sized, _ = measure_model(snapshot, request, games, "cpu")
+        sized, _ = measure_model(snapshot, request, Encoding([request], games, "cpu"))
         return estimate(snapshot, request, games, sized)
 
     return make
@@ -146,9 +147,15 @@ def encode_all() -> Callable[..., EncodeReport]:
     """Encode a store in this process: `encode_all(store, request, games=["Pong"], tries=1)`."""
 
     def run(
-        backend: Backend, *requests: Request, games: Sequence[str] = (), **options: Any
+        backend: Backend,
+        *requests: Request,
+        games: Sequence[str] = (),
+        engine: str = "auto",
+        tries: int = 3,
+        **options: Any,
     ) -> EncodeReport:
-        return encode(backend, requests, games, scheduler="inproc", device="cpu", **options)
+        encoding = Encoding(requests, games, "cpu", engine, tries=tries)
+        return encode(backend, encoding, scheduler="inproc", **options)
 
     return run
 

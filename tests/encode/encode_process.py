@@ -5,6 +5,7 @@
 
 import sys
 
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.events import Event, Planned, SegmentDone
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import parse_request
@@ -23,11 +24,10 @@ def main(url: str, scheduler: str, model: str) -> int:
     try:
         report = encode(
             open_store(url),
-            [request],
+            # A busy machine may find another engine faster.
+            Encoding([request], device="cpu", engine="torch"),
             scheduler=scheduler,
             workers=workers,
-            device="cpu",
-            engine="torch",  # A busy machine may find another one faster.
             listen=print_event,
         )
     except WsaError as error:

@@ -17,6 +17,7 @@ from wsa.encode.inference import engines, openvino
 from wsa.encode.inference.encoder import stored
 from wsa.encode.inference.engines import Eager
 from wsa.encode.jobs.dry_run import estimate, measure_model
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.events import ModelReady
 from wsa.encode.jobs.run import EncodeReport
 from wsa.encode.models.registry import Request
@@ -170,12 +171,12 @@ def test_an_estimate_is_that_of_the_requested_engine(
     fill(store, [[0, 1]])
     job = take_snapshot(store), small(), ["Pong"]
     for engine in ("torch", "openvino"):
-        sized, _ = measure_model(*job, "cpu", engine)
+        sized, _ = measure_model(*job[:2], Encoding([], ["Pong"], "cpu", engine))
         estimated = estimate(*job, sized)
         assert estimated.engine == engine and estimated.minutes == 2 / sized.rate / 60
         assert estimate(*job, sized, 4).minutes == estimated.minutes / 4
     with pytest.raises(UsageError, match="'tvm' is not one"):
-        measure_model(*job, "cpu", "tvm")
+        measure_model(*job[:2], Encoding([], ["Pong"], "cpu", "tvm"))
 
 
 # A reduced precision is measured on the game.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.jobs import scheduler, tasks
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone, Started, WorkerUnfit
 from wsa.encode.jobs.report import run_values, summary
 from wsa.encode.jobs.run import EncodeReport, encode_on
@@ -285,7 +286,7 @@ def test_models_run_on_workers_with_a_gpu_and_any_worker_commits(
     monkeypatch.setattr(mixed_cluster, "submit", submit)
     events: list[Event] = []
     workers = Workers(mixed_cluster, "auto", events.append, 1)
-    report = encode_on(workers, take_snapshot(store), [small()], ["Pong"])
+    report = encode_on(workers, take_snapshot(store), Encoding([small()], ["Pong"]))
     assert report.passes == 7 and report.device == "cuda"
     known = mixed_cluster.scheduler_info(n_workers=-1)["workers"]
     assert addresses == {address for address, one in known.items() if one["resources"]}
@@ -328,7 +329,7 @@ def test_a_scheduler_that_goes_away_during_registration_is_reported(
 
         monkeypatch.setattr(client, "submit", submit)
         with pytest.raises(StorageError, match="scheduler went away") as caught:
-            encode_on(workers, take_snapshot(store), [small()], ["Pong"])
+            encode_on(workers, take_snapshot(store), Encoding([small()], ["Pong"]))
     assert caught.value.kind == "unavailable"
 
 

@@ -22,6 +22,7 @@ from wsa.encode.inference.encoder import stored
 from wsa.encode.inference.levels import Levels
 from wsa.encode.inference.preprocess import shrink
 from wsa.encode.jobs.dry_run import measure_model
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.events import ModelReady
 from wsa.encode.jobs.report import run_values, summary
 from wsa.encode.jobs.run import encode
@@ -237,7 +238,7 @@ REQUESTS = [parse_request(alias, {}) for alias in screen.OUTPUTS]
 
 
 def test_each_game_is_encoded_by_its_own_models_only(two_games: Backend) -> None:
-    report = encode(two_games, REQUESTS, scheduler="inproc")
+    report = encode(two_games, Encoding(REQUESTS), scheduler="inproc")
     snapshot = take_snapshot(two_games)
     assert len(snapshot.models) == 4 and report.failed == ()
     for key in snapshot.models:
@@ -249,13 +250,13 @@ def test_each_game_is_encoded_by_its_own_models_only(two_games: Backend) -> None
     assert sum(e.passes for e in snapshot.embeddings(game="Pong")) == 2 * 5
     backlog = read_status(snapshot.backend, snapshot).backlog
     assert backlog and set(backlog.values()) == {Backlog()}
-    again = encode(two_games, REQUESTS, scheduler="inproc")
+    again = encode(two_games, Encoding(REQUESTS), scheduler="inproc")
     assert again.passes == 0 and again.present == report.present + len(report.done)
     assert again.models and {m.spec.key for m in again.models} == set(snapshot.models)
 
 
 def test_cached_codes_equal_live_ones_to_the_last_bit(two_games: Backend) -> None:
-    encode(two_games, REQUESTS, ["Pong"], scheduler="inproc")
+    encode(two_games, Encoding(REQUESTS, ["Pong"]), scheduler="inproc")
     snapshot = take_snapshot(two_games)
     for key in snapshot.models:
         encoder = open_model(snapshot, key)
@@ -272,8 +273,8 @@ def test_no_engine_is_named_for_a_model_without_a_network(
     two_games: Backend, engine: str, every_engine: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[Any] = []
-    options: Any = {"scheduler": "inproc", "engine": engine, "listen": events.append}
-    report = encode(two_games, REQUESTS[:1], ["Pong"], **options)
+    encoding = Encoding(REQUESTS[:1], ["Pong"], engine=engine)
+    report = encode(two_games, encoding, scheduler="inproc", listen=events.append)
     (ready,) = (event for event in events if isinstance(event, ModelReady))
     key = ready.spec.key
     assert describe_event(ready, {}).startswith(f"{key}: no network, ")
@@ -281,7 +282,7 @@ def test_no_engine_is_named_for_a_model_without_a_network(
     assert "| no network |" in summary(run_values(report))
     snapshot = take_snapshot(two_games)
     assert {meta.engine for meta in snapshot.embeddings(model=key)} == {"torch"}
-    measured, _ = measure_model(snapshot, REQUESTS[0], ["Pong"], "cpu", engine)
+    measured, _ = measure_model(snapshot, REQUESTS[0], encoding)
     assert measured.engine == "none"
     # Nor is one opened, also in a store where nothing is encoded yet.
     register(snapshot, for_games(REQUESTS, ["Breakout"])[0], 0.1, engine=engine)

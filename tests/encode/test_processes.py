@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, stored
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request
 from wsa.store.backends.base import Backend
@@ -123,7 +124,9 @@ def test_a_killed_encoding_is_completed_by_the_same_command(
     done = take_snapshot(store).embeddings()
     assert 1 <= len(done) < len(segments)
     assert verify(store).damage == ()
-    rest = encode(store, [tiny("resnet")], scheduler="inproc", device="cpu", engine="torch")
+    rest = encode(
+        store, Encoding([tiny("resnet")], device="cpu", engine="torch"), scheduler="inproc"
+    )
     total = len({n for shown in segments for n in shown})
     assert rest.passes == total - sum(e.passes for e in done), "nothing runs twice"
     check(store, segments, encoder, noise)

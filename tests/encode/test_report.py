@@ -12,6 +12,7 @@ import pytest
 from dask import config
 
 from wsa.encode.jobs import cluster, dry_run
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode_on
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
@@ -78,6 +79,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(
 MEASURE_AND_ENCODE = """
 import sys
 from wsa.encode.jobs import dry_run
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import parse_request
 from wsa.store.objects.root import open_store
@@ -86,10 +88,10 @@ from wsa.store.objects.snapshot import take_snapshot
 store = open_store(sys.argv[1])
 request = parse_request("timm:test_vit:random", {}, "pooled")
 snapshot = take_snapshot(store)
-job = snapshot, [request], ["Pong"], "cpu"
-sized = dry_run.measure_on_worker(*job, "torch", scheduler="inproc")
-estimate = dry_run.worker_bytes(snapshot, ["Pong"], "cpu", sized, [0])
-encode(store, [request], scheduler="inproc", device="cpu", engine="torch")
+encoding = Encoding([request], ["Pong"], "cpu", "torch")
+sized = dry_run.measure_on_worker(snapshot, encoding, "inproc")
+estimate = dry_run.worker_bytes(snapshot, encoding, sized, [0])
+encode(store, encoding, scheduler="inproc")
 print(sized.peak, dry_run.peak_bytes(), estimate)
 """
 
@@ -123,16 +125,17 @@ def test_no_worker_takes_more_memory_than_the_dry_run_says(
         writer.commit_segment(store, *make_segment(number, frames))
     requests = [tiny("resnet", "grid:2+pca:32"), tiny("vit")]
     snapshot = take_snapshot(store)
-    sized = dry_run.measure_on_worker(snapshot, requests, ["Pong"], "cpu", "auto")
+    encoding = Encoding(requests, ["Pong"], "cpu")
+    sized = dry_run.measure_on_worker(snapshot, encoding)
     fit_frames = [832, 0]
-    estimate = dry_run.worker_bytes(snapshot, ["Pong"], "cpu", sized, fit_frames)
+    estimate = dry_run.worker_bytes(snapshot, encoding, sized, fit_frames)
     monkeypatch.setenv("WSA_TEST_PEAKS", str(tmp_path))
     with (
         config.set({"distributed.worker.preload": [PEAK]}),
         cluster.connect("local", 2, "cpu") as (client, threads),
     ):
         workers = Workers(client, "cpu", print, threads)
-        report = encode_on(workers, snapshot, requests, ["Pong"])
+        report = encode_on(workers, snapshot, encoding)
     assert report.passes == 2 * 1600 and report.failures == ()
     peaks = [int(file.read_text()) for file in tmp_path.glob("peak-*")]
     assert len(peaks) == 2

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.jobs import tasks
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.events import Event, ModelReady, Planned, SegmentDone
 from wsa.encode.jobs.plan import make_plan
 from wsa.encode.jobs.run import EncodeReport
@@ -266,7 +267,7 @@ def plan_task(
     store: Backend, request: Request
 ) -> tuple[tasks.TaskSettings, list[tuple[Any, ...]], int]:
     """Register a model; the settings of its tasks, the items of each segment, and their passes."""
-    registered = tasks.register_model(store.url, request, 0.1, "cpu", 0)
+    registered = tasks.register_model(store.url, request, Encoding([request], device="cpu"), 0)
     assert isinstance(registered, Registered)
     key = registered.spec.key
     plan = make_plan(take_snapshot(store), [key], ["Pong"])

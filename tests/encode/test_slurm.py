@@ -20,6 +20,7 @@ import pytest
 from dask import config
 
 from wsa.encode.jobs import cluster
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
 from wsa.encode.jobs.slurm import JobKeeper, SlurmOptions, keep_ctrl_c, start
 from wsa.encode.models.registry import Request
@@ -130,9 +131,8 @@ def test_slurm_starts_the_workers(store: Backend, fill: Fill, tiny: Ask, slurm: 
     jobs = SlurmOptions(
         "gpu", slurm_cores=1, slurm_memory="2GB", slurm_extra=("--constraint=a100",)
     )
-    report = encode(
-        store, [tiny("resnet")], scheduler="slurm", device="cpu", engine="torch", jobs=jobs
-    )
+    encoding = Encoding([tiny("resnet")], device="cpu", engine="torch")
+    report = encode(store, encoding, scheduler="slurm", jobs=jobs)
     assert (report.passes, report.failed, report.workers) == (4, (), 1)
     script = slurm.script()
     assert "#SBATCH -p gpu" in script and "#SBATCH --constraint=a100" in script
@@ -147,7 +147,13 @@ def test_jobs_that_slurm_refuses_end_the_command_with_its_message(
     monkeypatch.setattr("wsa.encode.jobs.slurm.LOOK_EVERY_S", 0.2)
     fill(store, [[0]])
     with pytest.raises(StorageError, match=r"SLURM refused the jobs \(invalid partition: gpuu\)"):
-        encode(store, [tiny("resnet")], scheduler="slurm", workers=2, jobs=SlurmOptions("gpuu"))
+        encode(
+            store,
+            Encoding([tiny("resnet")]),
+            scheduler="slurm",
+            workers=2,
+            jobs=SlurmOptions("gpuu"),
+        )
 
 
 PAIR = SlurmOptions(slurm_cores=2, slurm_memory="1GB")

@@ -18,6 +18,7 @@ import browser_kit
 import msgspec
 import pytest
 
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.events import SegmentDone
 from wsa.encode.jobs.run import EncodeReport
 from wsa.encode.models.registry import Request
@@ -137,7 +138,10 @@ def test_the_page_shows_the_numbers_of_status_and_escapes_all_text(
 
 def test_a_service_serves_the_status_page_beside_its_metrics(store: Backend) -> None:
     service = Service(
-        store, take_snapshot(store), [], asked=["vit"], connect=lambda: pytest.fail("connected")
+        take_snapshot(store),
+        Encoding([]),
+        asked=["vit"],
+        connect=lambda: pytest.fail("connected"),
     )
     put(store, author="ann@gpu1")
     with service._serve_pages("127.0.0.1", 0) as url:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
 from wsa.encode.models import networks
 from wsa.encode.models.custom import Input, is_name
@@ -125,7 +126,7 @@ def test_a_users_model_is_encoded_found_and_opened_again(
 ) -> None:
     request = parse_request("user_nets:dense", {}, "pooled")
     fill(store, [[0, 1], [1, 2]])
-    report = encode(store, [request], scheduler="inproc", device="cpu")
+    report = encode(store, Encoding([request], device="cpu"), scheduler="inproc")
     assert report.passes == 3
     snapshot = take_snapshot(store)
     spec = find_model(snapshot, request)
@@ -134,7 +135,7 @@ def test_a_users_model_is_encoded_found_and_opened_again(
     assert (
         spec.identity.preprocessing == Input(84, 84, "grey", interpolation="area").preprocessing()
     )
-    assert encode(store, [request], scheduler="inproc", device="cpu").passes == 0
+    assert encode(store, Encoding([request], device="cpu"), scheduler="inproc").passes == 0
     # By its key it opens only if the user names the module.
     encoder = open_model(snapshot, spec.key, weights={"user_nets_dense": "user_nets:dense"})
     meta = snapshot.segments()[0]
@@ -155,7 +156,7 @@ def test_a_model_with_a_window_of_four_gets_the_frames_as_channels(
 ) -> None:
     request = parse_request("user_nets:stacked", {}, "pooled")
     fill(store, [[0, 1, 2, 3, 4, 5]])
-    encode(store, [request], scheduler="inproc", device="cpu")
+    encode(store, Encoding([request], device="cpu"), scheduler="inproc")
     snapshot = take_snapshot(store)
     spec = find_model(snapshot, request)
     assert spec is not None and spec.identity.window == 4
@@ -210,7 +211,7 @@ def test_a_module_that_raises_is_refused_and_nothing_is_written(
     fill(store, [[0]])
     request = parse_request("user_nets:raising", {}, "pooled")
     with pytest.raises(ConflictError, match="RuntimeError: no such kernel") as caught:
-        encode(store, [request], scheduler="inproc", device="cpu", engine=engine)
+        encode(store, Encoding([request], device="cpu", engine=engine), scheduler="inproc")
     assert caught.value.kind == "model-failed" and "wsa models check" in str(caught.value)
     assert take_snapshot(store).models == []
 
@@ -222,7 +223,7 @@ def test_the_error_names_a_worker_that_lacks_the_module(
     monkeypatch.chdir(tmp_path)
     request = parse_request("user_nets:dense", {}, "pooled")
     with pytest.raises(MissingError, match=r"user_nets.* the worker \S+://\S+ on ") as caught:
-        encode(store, [request], scheduler="inproc", device="cpu")
+        encode(store, Encoding([request], device="cpu"), scheduler="inproc")
     assert "PYTHONPATH" in str(caught.value)
 
 

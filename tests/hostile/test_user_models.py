@@ -9,6 +9,7 @@ import pytest
 
 from wsa import cli
 from wsa.encode.jobs import tasks
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.models import networks
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import check, register
@@ -80,7 +81,9 @@ def test_a_spec_imports_no_module(store, plant, canary, source, alias):
         with pytest.raises(WsaError):
             way()
     with contextlib.suppress(WsaError):  # A worker returns the error, or raises it.
-        assert isinstance(tasks.register_model(store.url, again, 0.1, "cpu", 0), tasks.Failed)
+        assert isinstance(
+            tasks.register_model(store.url, again, Encoding([again], device="cpu"), 0), tasks.Failed
+        )
     for request in ("vit", "lite0", "timm:test_vit:random", "other_module:make"):
         lookup.find_model(snapshot, parse_request(request, {}, "pooled"))
     assert not canary.exists() and "evil_module_of_a_store" not in sys.modules

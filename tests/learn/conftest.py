@@ -85,6 +85,7 @@ def breakout(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     """A little Breakout in episodes of 24 steps, encoded by two small random models; read it only."""
     from learn_kit import collect_play
 
+    from wsa.encode.jobs.encoding import Encoding
     from wsa.encode.jobs.run import encode
     from wsa.encode.models.registry import parse_request
     from wsa.learn.envs import atari
@@ -93,7 +94,7 @@ def breakout(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     collect_play(backend, atari.protocol("Breakout", "classic", max_steps=24), steps=128)
     names = ("timm:test_resnet.r160_in1k:random", "timm:test_vit.r160_in1k:random")
     requests = [parse_request(name, {}, "pooled") for name in names]
-    encode(backend, requests, scheduler="inproc", device="cpu")
+    encode(backend, Encoding(requests, device="cpu"), scheduler="inproc")
     return take_snapshot(backend)
 
 

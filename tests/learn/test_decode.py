@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from wsa import cli
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration.identity import find_model
@@ -61,7 +62,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Backend:
     collect(plan, made)
     asked = (("vos", ""), ("vos", "map"), ("vos:random", ""), ("sr", ""))
     requests = [parse_request(name, {}, output) for name, output in asked]
-    encode(made, requests, scheduler="inproc", device="cpu")
+    encode(made, Encoding(requests, device="cpu"), scheduler="inproc")
     return made
 
 

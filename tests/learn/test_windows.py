@@ -14,6 +14,7 @@ import torch
 from learn_kit import collect_play
 from numpy.typing import NDArray
 
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import parse_request
@@ -46,7 +47,8 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory, stacked: Callable[..., An
     protocol = atari.protocol("Breakout", "classic", max_steps=20)
     collect_play(backend, protocol, steps=STEPS, segment_steps=13)
     single = parse_request("timm:test_vit.r160_in1k:random", {}, "pooled")
-    encode(backend, [stacked(4), single, stacked(2)], scheduler="inproc", device="cpu")
+    requests = [stacked(4), single, stacked(2)]
+    encode(backend, Encoding(requests, device="cpu"), scheduler="inproc")
     return take_snapshot(backend)
 
 

@@ -20,6 +20,7 @@ from learn_kit import (
     train_online,
 )
 
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import register
@@ -105,7 +106,9 @@ def test_a_run_records_what_encoding_gives_with_one_pass_each(
     shutil.copytree(store, tmp_path / "bare")
     forget_embeddings(snapshot, tmp_path / "bare")
     bare = open_store(str(tmp_path / "bare"))
-    assert encode(bare, requests, scheduler="inproc", device="cpu").passes == played.passes
+    assert (
+        encode(bare, Encoding(requests, device="cpu"), scheduler="inproc").passes == played.passes
+    )
     encoded = take_snapshot(bare)
     for model in config.models:
         for meta in segments:
