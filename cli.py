@@ -165,13 +165,13 @@ GROUPS = {
         "push": Verb(
             "copy to another store what it lacks",
             "wsa push s3://lab/wsa --game Seaquest --dry-run",
-            "wsa.store.configs:PushOptions",
+            "wsa.store.configs:ShareOptions",
             "wsa.store.commands.share:push",
         ),
         "pull": Verb(
             "copy from another store what this one lacks",
             "wsa pull s3://lab/wsa --game Seaquest --models vit --no-frames",
-            "wsa.store.configs:PullOptions",
+            "wsa.store.configs:ShareOptions",
             "wsa.store.commands.share:pull",
         ),
         "merge": Verb(

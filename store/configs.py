@@ -37,24 +37,18 @@ def own_or(
 ) -> PrimitiveConstructorSpec[str]:
     """Parse one of some choices, or the name of a user's own class, as module:Class."""
 
-    def checked(words: list[str]) -> str:
-        check(words[0])
-        return words[0]
+    def checked(word: str) -> str:
+        check(word)
+        return word
 
+    return _one(f"{{{','.join([*choices, own])}}}", checked)
+
+
+def _one(metavar: str, of: Callable[[str], str]) -> PrimitiveConstructorSpec[str]:
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar=f"{{{','.join([*choices, own])}}}",
-        instance_from_str=checked,
-        is_instance=lambda value: isinstance(value, str),
-        str_from_instance=lambda value: [value],
-    )
-
-
-def _one_game() -> PrimitiveConstructorSpec[str]:
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="STR",
-        instance_from_str=lambda words: spelled(words[0]),
+        metavar=metavar,
+        instance_from_str=lambda words: of(words[0]),
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda value: [value],
     )
@@ -68,7 +62,7 @@ def _shown(default: str) -> str:
 _HINT = arg(help_behavior_hint=_shown)
 Switch = Annotated[bool, FlagCreatePairsOff, _HINT]  # Off unless given: there is no --no-FLAG.
 Text = Annotated[str, _HINT]
-Game = Annotated[str, _one_game(), _HINT]
+Game = Annotated[str, _one("STR", spelled), _HINT]
 Games = Annotated[tuple[str, ...], commas("NAME,...", spelled), _HINT]
 Names = Annotated[tuple[str, ...], commas("NAME,..."), _HINT]
 Words = Annotated[tuple[str, ...], _HINT]
@@ -121,7 +115,7 @@ class MergeOptions(StoreOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShareOptions(MergeOptions):
-    """Options that choose what to copy."""
+    """Options of `wsa push` and `wsa pull`."""
 
     game: Games = ()
     """ALE games; all if not given."""
@@ -129,16 +123,6 @@ class ShareOptions(MergeOptions):
     """Aliases or keys; every model that has encoded one of the games if not given."""
     no_frames: Switch = False
     """Do not copy frames: rows and embeddings are enough to train, but not to encode."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PushOptions(ShareOptions):
-    """Options of `wsa push`."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PullOptions(ShareOptions):
-    """Options of `wsa pull`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from wsa.store.format import arrays as layout
 from wsa.store.format.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
 from wsa.store.objects import flat_map, writer
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import Snapshot, group_arrays, take_snapshot
+from wsa.store.objects.snapshot import Snapshot, arrays_of, take_snapshot
 
 GAME = "Pong"
 RUN = "0123456789ab"
@@ -209,8 +209,8 @@ def check_whole(snapshot: Snapshot, segments: list[SegmentMeta], models: list[st
         for path in segment_paths(meta):
             if path in snapshot.commits:
                 count += 1
-                for name in group_arrays(snapshot.commits[path].meta):
-                    np.testing.assert_array_equal(snapshot.read_group(path, name), arrays[name])
+                for name in arrays_of(snapshot.commits[path].meta):
+                    np.testing.assert_array_equal(snapshot.read_array_at(path, name), arrays[name])
         for model in models:
             if names.embedding_path(meta.game, model, meta.segment) in snapshot.commits:
                 count += 1

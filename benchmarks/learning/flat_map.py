@@ -20,7 +20,7 @@ from benchmarks.kit import interleave, store_of, table
 from wsa.store.common import hashing, names
 from wsa.store.format.records import EmbeddingMeta, SegmentMeta
 from wsa.store.objects.flat_map import materialise
-from wsa.store.objects.snapshot import group_arrays, take_snapshot
+from wsa.store.objects.snapshot import arrays_of, take_snapshot
 from wsa.store.objects.writer import commit_embedding
 
 GAME, STEPS, NUMBERS = "Seaquest", 8192, 512
@@ -43,7 +43,7 @@ def main() -> None:
         places = [
             Path(backend.url) / commit.folder / name
             for commit in snapshot.commits.values()
-            for name in (group_arrays(commit.meta) or [""])
+            for name in arrays_of(commit.meta)
             if isinstance(commit.meta, EmbeddingMeta | SegmentMeta)
         ]
 

@@ -104,7 +104,10 @@ def main(aliases: list[str]) -> None:
             snapshot = take_snapshot(backend)
             metas = snapshot.segments(game)
             indices = np.concatenate(
-                [snapshot.read_group(names.frames_path(game, m.segment), "frames") for m in metas]
+                [
+                    snapshot.read_array_at(names.frames_path(game, m.segment), "frames")
+                    for m in metas
+                ]
             )
             rgb = np.concatenate([snapshot.read_frames(m) for m in metas])
             print(f"{game}, {len(rgb):,} distinct frames of {STEPS} steps:\n")

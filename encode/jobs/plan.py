@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsa.encode.inference.segment_inputs import input_digests
+from wsa.store.common import names
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.digest_index import first_seen
 from wsa.store.objects.snapshot import Snapshot
@@ -70,6 +71,11 @@ class Item:
         return self.model, self.meta.game, self.meta.segment
 
     @property
+    def path(self) -> str:
+        """Path of the object in the store."""
+        return names.embedding_path(self.meta.game, self.model, self.meta.segment)
+
+    @property
     def sources(self) -> set[Name]:
         """Other objects that this one copies from."""
         return {(self.model, c.game, c.segment) for c in self.copies} - {self.name}
@@ -120,29 +126,35 @@ def make_plan(
     """Plan the encoding of `games` by `models`, both in the order given.
 
     Args:
-        snapshot: Snapshot of the store.
-        models: Model keys.
-        games: Games to encode.
         without: Objects to leave out and not to copy from.
         windows: Number of consecutive frames that a model sees, by key; 1 if absent.
         known: Cache of digests over several plans; updated.
         only: The game of each model that embeds only one, by key.
     """
     segments = snapshot.segments()
-    digests = _Digests(snapshot, {} if known is None else known)
+    made: Digests = {} if known is None else known
+
+    def digests(meta: SegmentMeta, window: int) -> NDArray[np.uint8]:
+        name = meta.game, meta.segment, window  # A segment's id is unique only within its game.
+        if name not in made:
+            made[name] = input_digests(snapshot, meta, window)
+        return made[name]
+
     items: list[Item] = []
     present = 0
     for model in models:
         encoded = {(e.game, e.segment) for e in snapshot.embeddings(model=model)}
         done = [m for m in segments if (m.game, m.segment) in encoded]
-        only_game = (only or {}).get(model)
-        model_games = [game for game in games if only_game in (None, game)]
-        todo = [m for m in segments if m.game in model_games and (m.game, m.segment) not in encoded]
-        missing = sorted(
-            (m for m in todo if (model, m.game, m.segment) not in without),
-            key=lambda m: _order(games, m),
-        )
+        model_games = {game for game in games if (only or {}).get(model, game) == game}
         present += sum(m.game in model_games for m in done)
+        missing = [
+            m
+            for m in segments
+            if m.game in model_games
+            and (m.game, m.segment) not in encoded
+            and (model, m.game, m.segment) not in without
+        ]
+        missing.sort(key=lambda m: _order(games, m))
         window = (windows or {}).get(model, 1)
         items += _plan_model(model, window, done, missing, digests) if missing else []
     return Plan(tuple(items), present, tuple(games))
@@ -157,27 +169,12 @@ def _order(games: Sequence[str], meta: SegmentMeta) -> tuple[int, int, str]:
     return games.index(meta.game), meta.start, meta.segment
 
 
-class _Digests:
-    """Digests of segments' inputs, each computed once."""
-
-    def __init__(self, snapshot: Snapshot, known: Digests) -> None:
-        self._snapshot = snapshot
-        self._made = known
-
-    def __call__(self, meta: SegmentMeta, window: int) -> NDArray[np.uint8]:
-        # A segment's id is unique only within its game.
-        name = meta.game, meta.segment, window
-        if name not in self._made:
-            self._made[name] = input_digests(self._snapshot, meta, window)
-        return self._made[name]
-
-
 def _plan_model(
     model: str,
     window: int,
     done: list[SegmentMeta],
     missing: list[SegmentMeta],
-    digests: _Digests,
+    digests: Callable[[SegmentMeta, int], NDArray[np.uint8]],
 ) -> list[Item]:
     """Plan one model: number all inputs in order, and find the first occurrence of each."""
     ordered = [*done, *missing]

@@ -26,11 +26,12 @@ from wsa.encode.models.registry import Request, for_games, libraries
 from wsa.encode.registration.identity import find_model, unregistered_key
 from wsa.encode.registration.register import Registered
 from wsa.store.backends.base import Backend
-from wsa.store.common import hashing, names
+from wsa.store.common import names
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.root import require_writable
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.writer import committed
 
 
 def encode(
@@ -46,10 +47,7 @@ def encode(
     """Run each model once over every frame that it has not seen.
 
     Args:
-        backend: Backend of the store.
-        encoding: What to encode.
         scheduler, workers, jobs: Arguments of `wsa.encode.jobs.cluster.connect`.
-        listen: Called with every event.
         on_stop: Called with the report so far if the encoding ends early.
 
     Raises:
@@ -252,8 +250,7 @@ def _require_frames(snapshot: Snapshot, plan: Plan) -> None:
     lacking = [
         of
         for of in sorted(needed.keys() - _with_frames(snapshot))
-        if snapshot.backend.stat(names.commit_path(hashing.object_id(names.frames_path(*of))))
-        is None
+        if not committed(snapshot.backend, names.frames_path(*of))
     ]
     if lacking:
         game = lacking[0][0]

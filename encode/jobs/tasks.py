@@ -142,7 +142,6 @@ def embed(settings: TaskSettings, items: Sequence[Item]) -> list[Embedded | Fail
     """Read a segment's frames once, and run them through each model that has not seen them.
 
     Args:
-        settings: Settings of all tasks.
         items: Objects to write for one segment, by several models.
 
     Returns:
@@ -152,7 +151,7 @@ def embed(settings: TaskSettings, items: Sequence[Item]) -> list[Embedded | Fail
     set_threads(settings.threads)
     try:
         backend = open_store(settings.store)
-        present = [committed(backend, _meta(item)) for item in items]
+        present = [committed(backend, item.path) for item in items]
         runs = [
             item for item, done in zip(items, present, strict=True) if len(item.own) and not done
         ]
@@ -229,8 +228,6 @@ def commit(
     """Join each model's embeddings of a segment with the copied ones, and commit them.
 
     Args:
-        settings: Settings of all tasks.
-        items: Objects to write.
         embedded: Results of `embed` for these items, and possibly for others.
 
     Returns:
@@ -255,7 +252,7 @@ def encode_segment(settings: TaskSettings, items: Sequence[Item]) -> list[Segmen
 def _commit(settings: TaskSettings, item: Item, embedded: Embedded) -> SegmentDone:
     started = time.perf_counter()
     own = embedded.rows
-    meta = _meta(item)
+    passes = copied = 0
     if own is not None:
         backend = open_store(settings.store)
         this = item.meta.game, item.meta.segment
@@ -276,7 +273,19 @@ def _commit(settings: TaskSettings, item: Item, embedded: Embedded) -> SegmentDo
         # Each row was rounded on its own, so this loses nothing, and the type does not depend on
         # which rows were copied.
         whole = whole.astype(embedding_dtype(whole), copy=False)
-        meta = _meta(item, whole, embedded.running, settings.engines[item.model])
+        passes, copied = len(item.own), item.inputs - len(item.own)
+        meta = EmbeddingMeta(
+            game=item.meta.game,
+            segment=item.meta.segment,
+            model=item.model,
+            shape=whole.shape,
+            dtype=whole.dtype.name,
+            passes=passes,
+            copied=copied,
+            seconds=round(embedded.running, 6),
+            window=item.window,
+            engine=settings.engines[item.model],
+        )
         commit_embedding(backend, meta, whole)
     writing = time.perf_counter() - started
     return SegmentDone(
@@ -284,32 +293,13 @@ def _commit(settings: TaskSettings, item: Item, embedded: Embedded) -> SegmentDo
         segment=item.meta.segment,
         model=item.model,
         inputs=item.inputs,
-        passes=meta.passes,
-        copied=meta.copied,
+        passes=passes,
+        copied=copied,
         seconds=embedded.reading + embedded.running + writing,
         reading=embedded.reading,
         running=embedded.running,
         writing=writing,
         worker=_this_worker()[0],
-    )
-
-
-def _meta(
-    item: Item, whole: NDArray[Any] | None = None, seconds: float = 0.0, engine: str = "torch"
-) -> EmbeddingMeta:
-    """Return the metadata of an item's object; without the array only its name is meaningful."""
-    made = whole is not None
-    return EmbeddingMeta(
-        game=item.meta.game,
-        segment=item.meta.segment,
-        model=item.model,
-        shape=whole.shape if whole is not None else (item.inputs,),
-        dtype=whole.dtype.name if whole is not None else "float16",
-        passes=len(item.own) if made else 0,
-        copied=item.inputs - len(item.own) if made else 0,
-        seconds=round(seconds, 6),
-        window=item.window,
-        engine=engine,
     )
 
 

@@ -57,6 +57,8 @@ class RemoteBackend:
         UsageError: If the URL is malformed or contains credentials.
     """
 
+    at_once = 32  # A request waits about ten milliseconds for the network.
+
     def __init__(self, url: str) -> None:
         self.place = parse(url)
         # Files that were put without an answer: they may still appear.
@@ -69,11 +71,6 @@ class RemoteBackend:
         """The folder's URL, such as `s3://bucket/folder`."""
         scheme, name, prefix = self.place
         return f"{scheme}://{name}/{prefix}".rstrip("/")
-
-    @property
-    def at_once(self) -> int:
-        """32, since a request waits about ten milliseconds for the network."""
-        return 32
 
     def get(self, path: str, most: int = MAX_FILE_BYTES) -> bytes:
         """Read a file of at most `most` bytes; `FileNotFoundError` if there is none."""
@@ -403,7 +400,6 @@ def connect(
     """Return a cached client that does not retry.
 
     Args:
-        place: The bucket and folder.
         scale: Time limit of a whole request, in units of `REQUEST_S`.
         reading: Whether a request fails if nothing arrives for `REQUEST_S`; an upload gets no reply
             before its end.

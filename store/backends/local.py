@@ -20,6 +20,8 @@ class LocalBackend:
         MissingError: If the path or one of its parents is a file.
     """
 
+    at_once = 1  # Threads cost more than a file system's latency.
+
     def __init__(self, root: str | Path) -> None:
         self.root = Path(os.path.expanduser(root)).absolute()  # noqa: PTH111  Path.expanduser raises.
         file = _file_in_the_way(self.root)
@@ -34,11 +36,6 @@ class LocalBackend:
         """The folder's absolute path."""
         return str(self.root)
 
-    @property
-    def at_once(self) -> int:
-        """1, since threads cost more than a file system's latency."""
-        return 1
-
     def get(self, path: str, most: int = MAX_FILE_BYTES) -> bytes:
         """Read a file of at most `most` bytes; `FileNotFoundError` if there is none."""
         full = self._inside(path)
@@ -46,11 +43,9 @@ class LocalBackend:
             length = _length(full)
             if length is not None and length > most:
                 raise too_large(str(full), length, most)
-            if length is not None:
-                try:
+            with contextlib.suppress(FileNotFoundError):  # Removed since `_length` saw it.
+                if length is not None:
                     return full.read_bytes()
-                except FileNotFoundError:
-                    pass  # Removed since `_length` saw it.
         raise FileNotFoundError(full)
 
     def put_new(self, path: str, data: bytes) -> bool:

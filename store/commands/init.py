@@ -51,11 +51,7 @@ def init(o: InitOptions) -> int:
 
 
 def _share(root: Path, group: str) -> None:
-    """Let `group` write to the root, or the root's own group if `group` is empty.
-
-    Raises:
-        UsageError: If there is no such group.
-    """
+    """Let `group` write to the root, or the root's own group if `group` is empty."""
     if group:
         try:
             number = grp.getgrnam(group).gr_gid

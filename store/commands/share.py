@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import safetensors
 
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
-from wsa.store.configs import MergeOptions, PullOptions, PushOptions, ShareOptions
+from wsa.store.configs import MergeOptions, ShareOptions
 from wsa.store.exchange import sync
 from wsa.store.format.arrays import Files
 from wsa.store.format.records import Commit
@@ -18,16 +17,13 @@ from wsa.store.objects import probe
 from wsa.store.objects.root import is_free, open_store
 from wsa.store.objects.snapshot import Snapshot
 
-# Plurals of the kinds of objects in `sync.ORDER`.
-KINDS = ("models", "frames", "segments", "embeddings")
 
-
-def push(o: PushOptions) -> int:
+def push(o: ShareOptions) -> int:
     """`wsa push`."""
     return _share("push", o, o.store, o.url)
 
 
-def pull(o: PullOptions) -> int:
+def pull(o: ShareOptions) -> int:
     """`wsa pull`."""
     return _share("pull", o, o.url, o.store)
 
@@ -55,7 +51,7 @@ def _share(verb: str, o: ShareOptions, source_url: str, target_url: str) -> int:
             error.kind, f"There is no store to take from at {theirs}. Check the address."
         ) from None
     target, unreadable = _survey_or_empty(target_url)
-    plan = sync.plan_sync(
+    done = sync.plan_sync(
         source,
         target,
         o.game,
@@ -64,27 +60,17 @@ def _share(verb: str, o: ShareOptions, source_url: str, target_url: str) -> int:
         same_model=_same_model,
         unreadable={found.path for found in unreadable},
     )
-    damaged = (*damaged, *unreadable, *plan.damaged)
-    if o.dry_run:
-        done = sync.Copied(plan.objects, 0, 0, ())
-    else:
-        done = _copy(verb, source, target_url, plan, shown=not o.json)
-    outcome = Outcome(
-        source=source.backend.url,
-        target=target.backend.url,
-        objects=done.objects,
-        present=plan.present + done.present,
-        left=plan.left + done.left,
-        damaged=(*damaged, *done.damaged),
-        conflicts=plan.conflicts,
-    )
+    if not o.dry_run:
+        done = _copy(verb, source, target_url, done, shown=not o.json)
+    done = dataclasses.replace(done, damaged=(*damaged, *unreadable, *done.damaged))
     if o.json:
-        terminal.result(True, outcome.summary())
+        stores = {"from": source.backend.url, "to": target.backend.url}
+        terminal.result(True, stores | _values(done))
     else:
-        outcome.show("To copy; nothing was changed:" if o.dry_run else "Copied:")
-    if outcome.damaged:
+        _show("To copy; nothing was changed:" if o.dry_run else "Copied:", done)
+    if done.damaged:
         return DamagedError.exit_code
-    return ConflictError.exit_code if outcome.conflicts else 0
+    return ConflictError.exit_code if done.conflicts else 0
 
 
 def _survey_or_empty(url: str) -> tuple[Snapshot, tuple[sync.Finding, ...]]:
@@ -112,8 +98,8 @@ def _same_model(ours: Files, theirs: Files) -> bool:
 
 
 def _copy(
-    verb: str, source: Snapshot, target_url: str, plan: sync.SyncPlan, *, shown: bool
-) -> sync.Copied:
+    verb: str, source: Snapshot, target_url: str, plan: sync.Transfer, *, shown: bool
+) -> sync.Transfer:
     """Copy the planned objects and show progress."""
     target = open_store(target_url, create=True)
     done, total = 0, sum(commit.bytes for commit in plan.objects)
@@ -127,60 +113,40 @@ def _copy(
         return sync.copy(source, target, plan, on_object)
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """Result of a copy or of a dry run.
+def _values(done: sync.Transfer) -> dict[str, object]:
+    """Return a transfer as JSON values."""
+    passes, seconds = sync.saved(done.objects)
+    return {
+        "objects": len(done.objects),
+        **{name: len(objects) for name, objects in _by_kind(done).items()},
+        "bytes": sum(commit.bytes for commit in done.objects),
+        "passes_saved": passes,
+        "hours_saved": seconds / 3600,
+        "present": done.present,
+        "left": done.left,
+        "damaged": [dataclasses.asdict(found) for found in done.damaged],
+        "conflicts": [dataclasses.asdict(found) for found in done.conflicts],
+    }
 
-    Attributes:
-        source, target: URLs of the stores.
-        objects: Records of the objects copied, or to copy.
-        present: Number of objects that the target already had.
-        left: Number of embeddings not copied because their segment or model was not.
-        damaged: Objects not copied because their bytes are not what was committed.
-        conflicts: Objects not copied because they differ between the two stores.
-    """
 
-    source: str
-    target: str
-    objects: Sequence[Commit]
-    present: int
-    left: int
-    damaged: Sequence[sync.Finding]
-    conflicts: Sequence[sync.Finding]
+def _show(title: str, done: sync.Transfer) -> None:
+    """Print a transfer as a table, followed by damage and conflicts."""
+    rows = [
+        [name, len(objects), terminal.size(sum(commit.bytes for commit in objects))]
+        for name, objects in _by_kind(done).items()
+    ]
+    terminal.table(title, ["what", "objects", "size"], rows)
+    passes, seconds = sync.saved(done.objects)
+    print(f"passes saved: {passes:,}, which took {terminal.duration(seconds)}")
+    print(f"there already: {done.present:,} objects")
+    if done.left:
+        print(f"left: {done.left:,} embeddings whose segment or model stays behind")
+    for what, found in (("damaged", done.damaged), ("conflict", done.conflicts)):
+        for one in found:
+            print(f"{what}: {one.path}\n  {one.why}")
 
-    def summary(self) -> dict[str, object]:
-        """Return the outcome as JSON values."""
-        passes, seconds = sync.saved(self.objects)
-        counted = {name: len(self._of(kind)) for name, kind in zip(KINDS, sync.ORDER, strict=True)}
-        return {
-            "from": self.source,
-            "to": self.target,
-            "objects": len(self.objects),
-            **counted,
-            "bytes": sum(commit.bytes for commit in self.objects),
-            "passes_saved": passes,
-            "hours_saved": seconds / 3600,
-            "present": self.present,
-            "left": self.left,
-            "damaged": [dataclasses.asdict(found) for found in self.damaged],
-            "conflicts": [dataclasses.asdict(found) for found in self.conflicts],
-        }
 
-    def show(self, title: str) -> None:
-        """Print the outcome as a table, followed by damage and conflicts."""
-        rows = []
-        for name, kind in zip(KINDS, sync.ORDER, strict=True):
-            size = sum(commit.bytes for commit in self._of(kind))
-            rows.append([name, len(self._of(kind)), terminal.size(size)])
-        terminal.table(title, ["what", "objects", "size"], rows)
-        passes, seconds = sync.saved(self.objects)
-        print(f"passes saved: {passes:,}, which took {terminal.duration(seconds)}")
-        print(f"there already: {self.present:,} objects")
-        if self.left:
-            print(f"left: {self.left:,} embeddings whose segment or model stays behind")
-        for what, found in (("damaged", self.damaged), ("conflict", self.conflicts)):
-            for one in found:
-                print(f"{what}: {one.path}\n  {one.why}")
-
-    def _of(self, kind: type) -> list[Commit]:
-        return [commit for commit in self.objects if isinstance(commit.meta, kind)]
+def _by_kind(done: sync.Transfer) -> dict[str, list[Commit]]:
+    """Return the objects by the plural of their kind."""
+    kinds = zip(("models", "frames", "segments", "embeddings"), sync.ORDER, strict=True)
+    return {name: [c for c in done.objects if isinstance(c.meta, kind)] for name, kind in kinds}

@@ -178,7 +178,6 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
     """Make `folder` and its missing parents durably, flushing the parent of each.
 
     Args:
-        folder: The folder.
         root: Root of the store that the folder is in; new folders get its permissions and group.
     """
     if folder.is_dir():

@@ -49,7 +49,6 @@ Kind = Literal[
     "unavailable",
 ]
 
-
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -111,19 +110,12 @@ class Terminated(KeyboardInterrupt):
 
 HIDDEN = "***"
 
-
 # Up to the last @ of a word, since passwords may contain slashes.
 _USER = re.compile(r"(?<=://)\S*@")
-
-
 _QUERY = re.compile(r"(\w://\S*?)([?#])\S*")
-
-
 _SECRET = re.compile(
     r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|SAS_KEY", re.IGNORECASE
 )
-
-
 # A shorter value is hardly a secret, and replacing it would hide ordinary words.
 _SHORTEST = 8
 

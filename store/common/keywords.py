@@ -28,7 +28,6 @@ def fill(options: O, given: Mapping[str, Any], function: str, hidden: Collection
         options: A dataclass or struct of defaults. A field that is one of these is a group.
         given: Values by flag name, such as `fusion_size` for `--fusion-size`. A sequence may replace
             comma-separated words, and a dict may replace pairs.
-        function: Name of the function, for messages.
         hidden: Options that only the command has, such as `json`.
 
     Raises:
@@ -102,11 +101,7 @@ def _fields(options: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _converted(value: Any, hint: Any, where: str) -> Any:
-    """Convert a value to the type of its option.
-
-    Raises:
-        UsageError: If the value has the wrong type.
-    """
+    """Convert a value to the type of its option."""
     bare = _without_annotations(hint)
     parse = next((part.instance_from_str for part in getattr(hint, "__metadata__", ())
                   if hasattr(part, "instance_from_str")), None)  # fmt: skip

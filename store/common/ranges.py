@@ -61,7 +61,6 @@ def check_ranges(options: Any, flags: Mapping[str, str] | None = None) -> None:
     optional. In a tuple, every number is checked.
 
     Args:
-        options: The dataclass or struct to check.
         flags: Flag names of fields whose flag differs from the field's name.
 
     Raises:

@@ -120,7 +120,6 @@ def plain(text: str, keep: str = "") -> str:
     """Escape control characters: anyone may have written the text of a store.
 
     Args:
-        text: The text.
         keep: Unprintable characters to keep.
     """
     return "".join(
@@ -144,7 +143,6 @@ class Progress:
     """Progress as a bar on a terminal and as plain lines elsewhere: done, total, rate, time left.
 
     Args:
-        what: Name of the work.
         unit: Plural of the thing counted.
         total: Number of units; 0 if unknown.
         shown: Whether to print anything.

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -72,12 +73,7 @@ class Column:
     """One array, written in whole chunks, so that no chunk is written twice.
 
     Args:
-        group: Parent group of the array.
-        name: Name of the array.
         shape: Shape of the array; it is shortened if fewer rows are added.
-        dtype: Type of the array.
-        axes: Names of the axes.
-        attributes: Zarr attributes of the array.
     """
 
     def __init__(
@@ -143,7 +139,6 @@ class Table:
         """Append a segment's rows.
 
         Args:
-            meta: The segment.
             number: Index of the segment in the export.
             rows: Row fields, and embeddings of the window that ends at each row.
             frame: Index of the segment's first frame in the export.
@@ -213,8 +208,6 @@ def plan_export(
     """Plan an export; this reads only records.
 
     Args:
-        snapshot: The snapshot to export from.
-        game: ALE game id.
         models: Keys of the models; each must have encoded every segment.
         pictures: Whether to export frames.
 
@@ -275,8 +268,6 @@ def export(
 
     Args:
         snapshot: The snapshot that the plan was made from.
-        plan: Plan from `plan_export`.
-        path: The folder to create.
         on_segment: Called after each segment with the numbers of segments done and in total.
 
     Returns:
@@ -330,53 +321,51 @@ def _write(
     snapshot: Snapshot, plan: ExportPlan, folder: Path, on_segment: Callable[[int, int], None]
 ) -> int:
     group = zarr.create_group(folder, zarr_format=3, attributes=_attributes(snapshot, plan))
-    columns = {
+    rows = {
         name: Column(group, name, (plan.rows,), kind, ("row",), {"meaning": meaning})
         for name, (kind, meaning) in ROW_COLUMNS.items()
     }
-    digests = Column(
-        group, "digest", (plan.frames, DIGEST_BYTES), "uint8", ("frame", "byte"),
-        {"meaning": "blake3-128 of the frame's RGB bytes"},
-    )  # fmt: skip
-    models = {key: _model(snapshot, plan, group, key) for key in plan.models}
-    # An embedding of a window belongs to a row, so it is joined like one.
-    windowed = {
-        key: models.pop(key) for key in plan.models if layout_of(snapshot, plan.game, key)[0] > 1
+    shape, meaning = (plan.frames, DIGEST_BYTES), "blake3-128 of the frame's RGB bytes"
+    frames = {
+        "digest": Column(group, "digest", shape, "uint8", ("frame", "byte"), {"meaning": meaning})
     }
-    pictures = None
+    for key in plan.models:
+        # An embedding of a window belongs to a row, so it is joined like one.
+        of = frames if layout_of(snapshot, plan.game, key)[0] == 1 else rows
+        of[key] = _model(snapshot, plan, group, key)
     if plan.pictures:
-        shape = (plan.frames, *_screen(snapshot, plan.game), 3)
+        screens = (plan.frames, *_screen(snapshot, plan.game), 3)
         axes = ("frame", "y", "x", "channel")
-        pictures = Column(group, "frames", shape, "uint8", axes, {"meaning": "RGB screens"})
-    table = Table(columns | windowed)
-    frame = 0
+        frames["frames"] = Column(
+            group, "frames", screens, "uint8", axes, {"meaning": "RGB screens"}
+        )
+    table = Table(rows)
+    first = 0
     for number, meta in enumerate(plan.segments):
-        rows = snapshot.read_rows(meta)
-        digests.add(rows.pop("digest"))
-        for key, column in models.items():
-            column.add(snapshot.read_embedding(plan.game, key, meta.segment))
-        rows |= {key: snapshot.read_embedding(plan.game, key, meta.segment) for key in windowed}
-        if pictures:
-            pictures.add(snapshot.read_frames(meta))
-        table.add(meta, number, rows, frame)
-        frame += meta.frames
+        content = snapshot.read_rows(meta)
+        for key in plan.models:
+            content[key] = snapshot.read_embedding(plan.game, key, meta.segment)
+        if plan.pictures:
+            content["frames"] = snapshot.read_frames(meta)
+        for name, column in frames.items():
+            column.add(content.pop(name))
+        table.add(meta, number, content, first)
+        first += meta.frames
         on_segment(number + 1, len(plan.segments))
     table.finish()
-    for column in (*(columns | windowed | models).values(), digests):
+    for column in (*rows.values(), *frames.values()):
         column.finish()
-    if pictures:
-        pictures.finish()
     with warnings.catch_warnings():
         # It warns that other programs may not support it; they read each array's metadata instead.
         warnings.simplefilter("ignore", ZarrUserWarning)
         zarr.consolidate_metadata(folder, zarr_format=3)
-    return columns["action"].count
+    return rows["action"].count
 
 
 def _attributes(snapshot: Snapshot, plan: ExportPlan) -> dict[str, Any]:
     runs = {
         meta.run: {
-            "protocol": records.to_builtins(meta.protocol),
+            "protocol": msgspec.to_builtins(meta.protocol),
             "policy": meta.policy,
             "seed": meta.seed,
             "emulator": list(meta.emulator),
@@ -427,9 +416,6 @@ def _flush(folder: Path) -> None:
     """Make every file below a folder durable."""
     for parent, _, files in os.walk(folder):
         for name in files:
-            handle = os.open(Path(parent) / name, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            with Path(parent, name).open("rb") as file:
+                os.fsync(file.fileno())
         atomic_files.flush_folder(Path(parent))

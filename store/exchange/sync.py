@@ -54,15 +54,15 @@ class Finding:
 
 
 @dataclasses.dataclass(frozen=True)
-class SyncPlan:
-    """Plan of a copy.
+class Transfer:
+    """A copy between stores, planned or done.
 
     Attributes:
-        objects: Records of the objects to copy, sorted by `ORDER`.
+        objects: Records of the objects to copy, sorted by `ORDER`; or of those copied.
         present: Number of requested objects that the target already has.
         left: Number of embeddings that are not copied because their segment or model is not.
-        damaged: Objects that could not be compared.
-        conflicts: Objects that differ between the two stores.
+        damaged: Objects that are not copied because their bytes are not what was committed.
+        conflicts: Objects that are not copied because they differ between the two stores.
     """
 
     objects: tuple[Commit, ...]
@@ -70,23 +70,6 @@ class SyncPlan:
     left: int
     damaged: tuple[Finding, ...]
     conflicts: tuple[Finding, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Copied:
-    """Result of a copy.
-
-    Attributes:
-        objects: Records of the objects that the copy made visible.
-        present: Number of planned objects that another process copied meanwhile.
-        left: Number of planned embeddings whose segment or model could not be copied.
-        damaged: Objects that were not copied because their bytes are not what was committed.
-    """
-
-    objects: tuple[Commit, ...]
-    present: int
-    left: int
-    damaged: tuple[Finding, ...]
 
 
 def saved(objects: Sequence[Commit]) -> tuple[int, float]:
@@ -120,12 +103,10 @@ def plan_sync(
     *,
     same_model: Callable[[Files, Files], bool] = lambda ours, theirs: ours == theirs,
     unreadable: Collection[str] = (),
-) -> SyncPlan:
+) -> Transfer:
     """Plan to copy what `source` has and `target` lacks.
 
     Args:
-        source: The store to copy from.
-        target: The store to copy to.
         games: ALE game ids; all games if empty.
         models: Aliases or keys of models; if empty, all that have encoded one of the games.
         frames: Whether to copy frames too, which encoding needs and training does not.
@@ -162,22 +143,23 @@ def plan_sync(
         elif records.meta_path(meta) not in target.commits:
             left += 1
     order = sorted(plan.objects, key=lambda commit: ORDER.index(type(commit.meta)))
-    return SyncPlan(tuple(order), plan.present, left, tuple(plan.damaged), tuple(plan.conflicts))
+    return Transfer(tuple(order), plan.present, left, tuple(plan.damaged), tuple(plan.conflicts))
 
 
 def copy(
     source: Snapshot,
     target: Backend,
-    plan: SyncPlan,
+    plan: Transfer,
     on_object: Callable[[Commit], None] = lambda commit: None,
-) -> Copied:
+) -> Transfer:
     """Execute a plan with several objects at once, but none before those it depends on.
 
     Args:
         source: The snapshot that the plan was made from.
-        target: The store to copy to.
-        plan: Plan from `plan_sync`.
         on_object: Called after each object, copied or not.
+
+    Returns:
+        The result, including what the plan found present, left, damaged, or in conflict.
 
     Raises:
         DamagedError: If `target` contains a link that leads out of it.
@@ -186,8 +168,8 @@ def copy(
     threads = max(PUTS_AT_ONCE, source.backend.at_once, target.at_once)
     objects: list[Commit] = []
     damaged: list[Finding] = []
-    failed: set[tuple[str, ...]] = set()
-    present = left = 0
+    failed: set[str] = set()
+    present, left = plan.present, plan.left
     for kind in ORDER:
         stage = [commit for commit in plan.objects if isinstance(commit.meta, kind)]
         ready = [commit for commit in stage if not failed.intersection(_dependencies(commit.meta))]
@@ -198,13 +180,14 @@ def copy(
             for commit, outcome in copies:
                 if isinstance(outcome, str):
                     damaged.append(Finding(commit.path, outcome))
-                    failed.add(_dependency_name(commit.meta))
+                    failed.add(commit.path)
                 elif outcome:
                     objects.append(commit)
                 else:
                     present += 1
                 on_object(commit)
-    return Copied(tuple(objects), present, left, tuple(sorted(damaged, key=lambda f: f.path)))
+    damaged.sort(key=lambda finding: finding.path)
+    return Transfer(tuple(objects), present, left, (*plan.damaged, *damaged), plan.conflicts)
 
 
 class _Planner:
@@ -235,7 +218,6 @@ class _Planner:
         """Plan to copy the object at `path`, unless the target has it.
 
         Args:
-            path: The object's path.
             compare: Returns how the target's object differs; "" if it is the same.
 
         Returns:
@@ -334,18 +316,10 @@ def _digest_files(commit: Commit) -> list[records.File]:
     return [file for file in commit.files if file.name.startswith("digest/")]
 
 
-def _dependency_name(meta: Meta) -> tuple[str, ...]:
-    """Return the name by which others depend on a model or a segment; () for other objects."""
-    if isinstance(meta, ModelMeta):
-        return ("model", meta.model)
-    if isinstance(meta, SegmentMeta):
-        return ("segment", meta.game, meta.segment)
-    return ()
-
-
-def _dependencies(meta: Meta) -> tuple[tuple[str, ...], ...]:
+def _dependencies(meta: Meta) -> tuple[str, ...]:
+    """Return the paths of the objects that an embedding depends on."""
     if isinstance(meta, EmbeddingMeta):
-        return ("model", meta.model), ("segment", meta.game, meta.segment)
+        return names.model_path(meta.model), names.segment_path(meta.game, meta.segment)
     return ()
 
 
@@ -385,7 +359,7 @@ def _copy_object(source: Snapshot, target: Backend, commit: Commit) -> bool | st
         True if this call made it visible, False if it already was; the reason if it was not copied
         because the source's bytes are not what was committed.
     """
-    if committed(target, commit.meta):
+    if committed(target, commit.path):
         return False
     new_commit = msgspec.structs.replace(commit, attempt=new_attempt())
     written: list[str] = []

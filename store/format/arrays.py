@@ -81,7 +81,7 @@ def encode_embedding(array: NDArray[np.floating[Any]]) -> Files:
         UsageError: If the array is larger than `MAX_ARRAY_BYTES`.
     """
     memory = MemoryStore()
-    _create(memory, None, array, rows_per_chunk=EMBEDDINGS_PER_CHUNK, compress="blosc")
+    _create(memory, "", array, rows_per_chunk=EMBEDDINGS_PER_CHUNK, compress="blosc")
     return _files(memory)
 
 
@@ -91,13 +91,13 @@ def chunk_file(axes: int) -> str:
 
 
 def decode_array(
-    files: Mapping[str, bytes], name: str | None, shape: tuple[int, ...], dtype: str, where: str
+    files: Mapping[str, bytes], name: str, shape: tuple[int, ...], dtype: str, where: str
 ) -> NDArray[Any]:
     """Decode one array.
 
     Args:
         files: The object's files by path relative to the object.
-        name: Name within the group, or None if the object is itself an array.
+        name: Name within the group; empty if the object is itself an array.
         shape: The required shape, from the commit record.
         dtype: The required type.
         where: The object's path, for messages.
@@ -187,7 +187,7 @@ _FLAT = {"separator": "."}
 
 def _create(
     memory: MemoryStore,
-    name: str | None,
+    name: str,
     array: NDArray[Any],
     *,
     rows_per_chunk: int,
@@ -211,7 +211,7 @@ def _create(
     )
     created = zarr.create_array(
         memory,
-        name=name,
+        name=name or None,
         shape=array.shape,
         dtype=array.dtype,
         chunks=(chunk_rows, *array.shape[1:]),

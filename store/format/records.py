@@ -251,7 +251,6 @@ def read_commit(data: bytes, where: str) -> Commit:
     """Parse a commit record.
 
     Args:
-        data: The file's bytes.
         where: The record's path inside the store, for messages.
 
     Raises:
@@ -350,8 +349,3 @@ def _damaged(where: str, why: str) -> str:
         f"{where} is damaged: {why}. 'wsa verify' shows what it concerns; 'wsa verify --repair' "
         "moves what is left to damaged/, and says what to run to make the object again."
     )
-
-
-def to_builtins(value: Any) -> Any:
-    """Convert to plain dicts and lists, for printing as JSON."""
-    return msgspec.to_builtins(value)

@@ -50,7 +50,6 @@ def repair(backend: Backend, damage: Iterable[Damage]) -> list[Repair]:
     """Take each damaged object out of the store.
 
     Args:
-        backend: The store.
         damage: Damage, as `verify` reports it. Objects that the storage refused to read stay, since
             they may be intact.
 

@@ -9,11 +9,11 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
-from wsa.store.format import records
 from wsa.store.format.records import Commit, EmbeddingMeta, FramesMeta, SegmentMeta
 from wsa.store.objects.model_spec import describe
 from wsa.store.objects.snapshot import Snapshot
@@ -129,7 +129,7 @@ def card(snapshot: Snapshot, game: str) -> dict[str, Any]:
     return {
         **numbers,
         "screens": sorted({f"{m.height} x {m.width}" for m in snapshot.frames(game)}),
-        "protocols": [records.to_builtins(p) for p in dict.fromkeys(m.protocol for m in metas)],
+        "protocols": [msgspec.to_builtins(p) for p in dict.fromkeys(m.protocol for m in metas)],
         "collections": sorted({f"{m.policy}, seed {m.seed}, run {m.run}" for m in metas}),
         "emulator": sorted({f"ale-py {m.emulator[0]}, ROM MD5 {m.emulator[1]}" for m in metas}),
         "policies": {
@@ -168,7 +168,7 @@ def segment_card(snapshot: Snapshot, segment: str) -> dict[str, Any]:
     pictures = snapshot.commits.get(names.frames_path(meta.game, segment))
     embeddings = [e for e in snapshot.embeddings(meta.game) if e.segment == segment]
     return {
-        **records.to_builtins(meta),
+        **msgspec.to_builtins(meta),
         **_provenance(snapshot.commit(names.segment_path(meta.game, segment))),
         "screens": _provenance(pictures) if pictures else None,
         "embeddings": {

@@ -107,7 +107,6 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
     """Remove files that no record names.
 
     Args:
-        backend: The store.
         grace_s: Minimum age of a leftover in seconds; no commit may take longer.
         dry_run: Whether to remove nothing and only report.
         now: Seconds since 1970 by the backend's clock; read from the backend if None.

@@ -72,16 +72,15 @@ def usage(snapshot: Snapshot, by: str) -> Usage:
     """
     policies = {(m.game, m.segment): m.policy for m in snapshot.segments()}
     group: dict[str, Callable[[Commit], str]] = {
-        "game": _game,
+        "game": lambda commit: getattr(commit.meta, "game", "(models)"),
         "policy": lambda commit: _policy(commit, policies),
         "model": lambda commit: getattr(commit.meta, "model", "(no model)"),
         "author": lambda commit: commit.author,
     }
-    name_of = group[by]
     shares: dict[str, Share] = {}
     total = Share("total")
     for commit in snapshot.commits.values():
-        name = name_of(commit)
+        name = group[by](commit)
         shares[name] = _add(shares.get(name, Share(name)), commit, by == "model")
         total = _add(total, commit, False)
     listing = list_attempts(snapshot.backend)
@@ -99,10 +98,6 @@ def usage(snapshot: Snapshot, by: str) -> Usage:
 def _total(found: Iterable[Attempt]) -> Place:
     attempts = list(found)
     return Place(sum(one.files for one in attempts), sum(one.bytes for one in attempts))
-
-
-def _game(commit: Commit) -> str:
-    return getattr(commit.meta, "game", "(models)")
 
 
 def _policy(commit: Commit, policies: dict[tuple[str, str], str]) -> str:

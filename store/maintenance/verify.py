@@ -23,9 +23,9 @@ from wsa.store.common.errors import DamagedError, Kind, StorageError, WsaError
 from wsa.store.format import arrays as layout
 from wsa.store.format import records
 from wsa.store.format.limits import check_metadata
-from wsa.store.format.records import Commit, EmbeddingMeta, Meta, ModelMeta, SegmentMeta
+from wsa.store.format.records import Commit, EmbeddingMeta, FramesMeta, Meta, SegmentMeta
 from wsa.store.maintenance.sweep import KEPT, list_attempts
-from wsa.store.objects.snapshot import Snapshot, group_arrays, list_records, read_record
+from wsa.store.objects.snapshot import Snapshot, arrays_of, list_records, read_record
 
 # Further damage is only counted, so that it cannot fill the memory.
 MOST_LISTED = 10_000
@@ -118,7 +118,6 @@ def verify(
     """Check all objects of a store, or a random sample.
 
     Args:
-        backend: The store.
         on_object: Called after each object with the numbers of objects done and in total.
         sample: Fraction of the objects to read.
 
@@ -230,35 +229,22 @@ def _check(backend: Backend, path: str) -> _Checked:
     return _Checked(damage, commit.folder, len(commit.files), commit.bytes, commit.meta)
 
 
-@dataclasses.dataclass(frozen=True)
-class _BadFile:
-    """A file that is not what was committed, and its bytes if they can be read."""
-
-    error: WsaError
-    data: bytes | None
-
-
 def _check_object(snapshot: Snapshot, commit: Commit) -> Iterator[Damage]:
-    meta = commit.meta
-    bad: dict[str, _BadFile] = {}
+    bad: dict[str, tuple[WsaError, bytes | None]] = {}
     try:
         files = snapshot.read_files(commit)
     except (DamagedError, StorageError):
         files, bad = _read_one_by_one(snapshot, commit)
-    arrays: dict[str, tuple[tuple[int, ...], str]] = dict(group_arrays(meta))
-    if isinstance(meta, EmbeddingMeta):
-        arrays = {"": (meta.shape, meta.dtype)}
-    for name, (shape, dtype) in arrays.items():
+    for name, (shape, dtype) in arrays_of(commit.meta).items():
         prefix = f"{name}/" if name else ""
         chunk = prefix + layout.chunk_file(len(shape))
         own = {file: bad.pop(file) for file in list(bad) if file.startswith(prefix)}
         if own:
-            why, data = next(iter(own.values())).error, None
-            if own.keys() == {chunk}:
-                data = own[chunk].data
+            why, data = next(iter(own.values()))
+            data = data if own.keys() == {chunk} else None
         else:
             try:
-                layout.decode_array(files, name or None, shape, dtype, commit.folder)
+                layout.decode_array(files, name, shape, dtype, commit.folder)
                 continue
             except DamagedError as error:
                 why, data = error, files.get(chunk)
@@ -268,14 +254,19 @@ def _check_object(snapshot: Snapshot, commit: Commit) -> Iterator[Damage]:
                 stored = check_metadata(files.get(f"{prefix}zarr.json"), shape, dtype, chunk)
                 rows = tuple(layout.damaged_rows(stored, data))
         yield _damage(commit, name, rows, why)
-    for one in bad.values():  # Files outside the arrays, on which the whole object depends.
-        yield _damage(commit, "", (), one.error)
+    for error, _ in bad.values():  # Files outside the arrays, on which the whole object depends.
+        yield _damage(commit, "", (), error)
 
 
 def _read_one_by_one(
     snapshot: Snapshot, commit: Commit
-) -> tuple[dict[str, bytes], dict[str, _BadFile]]:
-    """Read an object's files one by one, and return the good ones and the bad ones."""
+) -> tuple[dict[str, bytes], dict[str, tuple[WsaError, bytes | None]]]:
+    """Read an object's files one by one.
+
+    Returns:
+        The files that are what was committed; and for each of the others the error, and its bytes
+        if they can be read.
+    """
     files, bad = {}, {}
     for file in commit.files:
         try:
@@ -284,29 +275,33 @@ def _read_one_by_one(
             data = None
             with contextlib.suppress(DamagedError, StorageError, FileNotFoundError):
                 data = snapshot.backend.get(f"{commit.folder}/{file.name}", file.bytes)
-            bad[file.name] = _BadFile(error, data)
+            bad[file.name] = error, data
     return files, bad
 
 
 def _damage(commit: Commit, array: str, rows: Rows, why: WsaError) -> Damage:
     """Return damage to some rows of an array, or to all rows if `rows` is empty."""
     meta = commit.meta
-    model, segment, game, unit, count = "", "", "", "", 0
-    if isinstance(meta, ModelMeta):
-        model = meta.model
-    else:
-        game, segment, unit, count = meta.game, meta.segment, "frames", 0
-        if isinstance(meta, SegmentMeta):
-            unit, count = ("frames", meta.frames) if array == "digest" else ("rows", meta.rows)
-        elif isinstance(meta, EmbeddingMeta):
-            model, unit, count = meta.model, meta.unit, meta.shape[0]
-        else:
-            count = meta.frames
-            rows = () if array == "palette" else rows  # All frames need the palette.
+    unit, count = "", 0
+    if isinstance(meta, SegmentMeta):
+        unit, count = ("frames", meta.frames) if array == "digest" else ("rows", meta.rows)
+    elif isinstance(meta, EmbeddingMeta):
+        unit, count = meta.unit, meta.shape[0]
+    elif isinstance(meta, FramesMeta):
+        unit, count = "frames", meta.frames
+        rows = () if array == "palette" else rows  # All frames need the palette.
     if count and not rows:
         rows = ((0, count - 1),)
+    owner = {name: getattr(meta, name, "") for name in ("game", "segment", "model")}
     return Damage(
-        commit.path, why.kind, str(why), game, segment, model, array, unit, rows, commit.attempt
+        commit.path,
+        why.kind,
+        str(why),
+        **owner,
+        array=array,
+        unit=unit,
+        rows=rows,
+        attempt=commit.attempt,
     )
 
 

@@ -228,9 +228,6 @@ def materialise(
     """Copy a game's rows and embeddings into flat files, except those copied before.
 
     Args:
-        snapshot: The snapshot to copy from.
-        game: ALE game id.
-        models: Model keys.
         cache: Parent folder of the files; `cache_folder()` if None.
 
     Raises:

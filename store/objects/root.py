@@ -165,7 +165,6 @@ def open_snapshot(
     """Open a store, log its URL, and take a snapshot of it.
 
     Args:
-        store: URL of the store.
         create: Whether to create a store if there is none.
         or_empty: Whether to return an empty snapshot, and create nothing, if there is no store.
 

@@ -127,7 +127,6 @@ class Snapshot:
         """Read and check an object's files; returns their bytes by path inside its folder.
 
         Args:
-            commit: The object's record.
             prefix: Read only files whose name starts with this.
 
         Raises:
@@ -156,7 +155,7 @@ class Snapshot:
 
     def read_array(self, meta: SegmentMeta, name: str) -> NDArray[Any]:
         """Read one array of a segment: `digest`, or a row field."""
-        return self.read_group(names.segment_path(meta.game, meta.segment), name)
+        return self.read_array_at(names.segment_path(meta.game, meta.segment), name)
 
     def read_rows(self, meta: SegmentMeta) -> dict[str, NDArray[Any]]:
         """Read every row field of a segment, each of shape (rows,), and its `digest`."""
@@ -164,7 +163,7 @@ class Snapshot:
         files = self.read_files(commit)
         rows = {
             name: arrays.decode_array(files, name, shape, dtype, commit.folder)
-            for name, (shape, dtype) in group_arrays(commit.meta).items()
+            for name, (shape, dtype) in arrays_of(commit.meta).items()
         }
         if rows["frame"].min() < 0 or rows["frame"].max() >= meta.frames:
             raise DamagedError(
@@ -209,10 +208,10 @@ class Snapshot:
                 "bad-record",
                 f"{path} has {frames_meta.frames} frames, its segment {meta.frames}. Run 'wsa verify'.",
             )
-        pictures = self.read_group(path, "frames").astype(np.uint8, copy=False)
+        pictures = self.read_array_at(path, "frames").astype(np.uint8, copy=False)
         if not frames_meta.indexed:
             return pictures, None
-        return pictures, self.read_group(path, "palette").astype(np.uint8, copy=False)
+        return pictures, self.read_array_at(path, "palette").astype(np.uint8, copy=False)
 
     def read_digests(self, meta: SegmentMeta) -> NDArray[np.uint8]:
         """Read the digests of a segment's distinct frames, shape (F, 16), uint8."""
@@ -239,20 +238,17 @@ class Snapshot:
                 f"{commit.path} has {meta.shape[0]} embeddings, and its segment another number of "
                 f"{meta.unit}. Run 'wsa verify'.",
             )
-        array = arrays.decode_array(
-            self.read_files(commit), None, meta.shape, meta.dtype, commit.folder
-        )
-        return array
+        return self.read_array_at(commit.path)
 
     def read_model(self, key: str, prefix: str = "") -> dict[str, bytes]:
         """Read a model's files: `spec.json`, `probe.safetensors`, perhaps `basis.safetensors`."""
         return self.read_files(self.commit(names.model_path(key)), prefix)
 
-    def read_group(self, path: str, name: str) -> NDArray[Any]:
-        """Read one array of the frames or the rows at `path`."""
+    def read_array_at(self, path: str, name: str = "") -> NDArray[Any]:
+        """Read one array of the object at `path`, by its name in `arrays_of`."""
         commit = self.commit(path)
-        shape, dtype = group_arrays(commit.meta)[name]
-        files = self.read_files(commit, f"{name}/")
+        shape, dtype = arrays_of(commit.meta)[name]
+        files = self.read_files(commit, f"{name}/" if name else "")
         return arrays.decode_array(files, name, shape, dtype, commit.folder)
 
     def _metas(self, kind: type[M]) -> Iterable[M]:
@@ -278,7 +274,6 @@ def take_snapshot(backend: Backend, earlier: Snapshot | None = None) -> Snapshot
     """List a store's commit records, and read those that this machine has not read before.
 
     Args:
-        backend: The store.
         earlier: An earlier snapshot of the same store, whose unchanged records are reused.
 
     Raises:
@@ -397,8 +392,11 @@ def take_objects(backend: Backend, paths: Iterable[str]) -> Snapshot:
     return Snapshot(backend, commits)
 
 
-def group_arrays(meta: Meta) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and dtype of each array in an object's Zarr group; {} if it has no group."""
+def arrays_of(meta: Meta) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and dtype of each of an object's arrays, by its name in the Zarr group.
+
+    An embedding is itself an array, named "". A model has none.
+    """
     if isinstance(meta, FramesMeta):
         pixels = (meta.frames, meta.height, meta.width)
         if not meta.indexed:
@@ -407,4 +405,4 @@ def group_arrays(meta: Meta) -> dict[str, tuple[tuple[int, ...], str]]:
     if isinstance(meta, SegmentMeta):
         rows = {name: ((meta.rows,), kind) for name, kind in arrays.ROW_FIELDS.items()}
         return {"digest": ((meta.frames, hashing.DIGEST_BYTES), "uint8"), **rows}
-    return {}
+    return {"": (meta.shape, meta.dtype)} if isinstance(meta, EmbeddingMeta) else {}

@@ -37,7 +37,7 @@ from wsa.store.format.records import (
     ModelMeta,
     SegmentMeta,
 )
-from wsa.store.objects.snapshot import group_arrays
+from wsa.store.objects.snapshot import arrays_of
 
 FLOAT16_MAX = 65504.0
 
@@ -49,8 +49,6 @@ def commit_segment(backend: Backend, meta: SegmentMeta, arrays: layout.Arrays) -
     """Commit a segment: its frames first, then its rows.
 
     Args:
-        backend: The store.
-        meta: The segment's metadata.
         arrays: `frames` (F, H, W) or (F, H, W, 3) uint8, `palette` (256, 3) uint8 if frames are
             indices, `digest` (F, 16) uint8, and every field of `layout.ROW_FIELDS` (rows,).
 
@@ -66,12 +64,10 @@ def commit_segment(backend: Backend, meta: SegmentMeta, arrays: layout.Arrays) -
     _, height, width, *_ = arrays["frames"].shape
     indexed = "palette" in arrays
     frames = FramesMeta(meta.game, meta.segment, meta.frames, height, width, indexed)
-    frame_arrays = group_arrays(frames)
-    if sorted(arrays) != sorted([*frame_arrays, *group_arrays(meta)]):
-        raise ValueError(
-            f"a segment has {[*frame_arrays, *group_arrays(meta)]}, not {list(arrays)}"
-        )
-    for name, (shape, dtype) in (frame_arrays | group_arrays(meta)).items():
+    frame_arrays = arrays_of(frames)
+    if sorted(arrays) != sorted([*frame_arrays, *arrays_of(meta)]):
+        raise ValueError(f"a segment has {[*frame_arrays, *arrays_of(meta)]}, not {list(arrays)}")
+    for name, (shape, dtype) in (frame_arrays | arrays_of(meta)).items():
         _require(name, arrays[name], shape, dtype)
     frame_files = layout.encode_group({name: arrays[name] for name in frame_arrays})
     row_files = layout.encode_group(
@@ -120,14 +116,13 @@ def commit_model(backend: Backend, meta: ModelMeta, files: layout.Files) -> bool
     return _commit(backend, _record(meta, files), files)
 
 
-def committed(backend: Backend, meta: Meta) -> bool:
-    """Whether the object that `meta` describes is visible."""
-    record = names.commit_path(hashing.object_id(records.meta_path(meta)))
-    return backend.stat(record) is not None
+def committed(backend: Backend, path: str) -> bool:
+    """Whether the object at `path` is visible."""
+    return backend.stat(names.commit_path(hashing.object_id(path))) is not None
 
 
 def _commit(backend: Backend, commit: Commit, files: layout.Files) -> bool:
-    if committed(backend, commit.meta):
+    if committed(backend, commit.path):
         return False
     paths = [f"{commit.folder}/{name}" for name in files]
     try:
@@ -197,8 +192,6 @@ def _lost(backend: Backend, commit: Commit, ended: bool) -> bool:
     """Whether this attempt lost: another writer's record is there, or none is and ours cannot come.
 
     Args:
-        backend: The store.
-        commit: The record of this attempt.
         ended: Whether the put has definitely ended, so that its record cannot appear later.
     """
     try:
@@ -213,11 +206,7 @@ def _lost(backend: Backend, commit: Commit, ended: bool) -> bool:
 
 
 def _record(meta: Meta, files: Mapping[str, bytes]) -> Commit:
-    """Return the record of an object's new attempt.
-
-    Raises:
-        ValueError: If the record would be unreadable.
-    """
+    """Return the record of an object's new attempt."""
     commit = Commit(
         version=records.VERSION,
         meta=meta,

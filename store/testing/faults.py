@@ -25,7 +25,6 @@ class MemoryBackend:
     """A dictionary of files: the simplest backend, and the reference for all others.
 
     Args:
-        url: URL of the backend.
         clock: Returns the backend's time in seconds since 1970; may be replaced at any time.
         at_once: Useful number of concurrent small reads.
 
@@ -154,6 +153,7 @@ class FaultyBackend:
         on_stall: Callable[[Call], None] = lambda call: time.sleep(0.1),
     ) -> None:
         self.inner = inner
+        self.url, self.at_once = inner.url, inner.at_once
         self.calls: list[Call] = []
         self.dead = False
         self._on_the_way: list[tuple[str, bytes]] = []
@@ -161,16 +161,6 @@ class FaultyBackend:
         self._plan = plan or {}
         self._on_stall = on_stall
         self._lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        """URL of the inner backend."""
-        return self.inner.url
-
-    @property
-    def at_once(self) -> int:
-        """Useful number of concurrent small reads of the inner backend."""
-        return self.inner.at_once
 
     def get(self, path: str, most: int = MAX_FILE_BYTES) -> bytes:
         """Read a file, or the first half of it."""

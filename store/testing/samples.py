@@ -19,7 +19,7 @@ from wsa.store.format import arrays
 from wsa.store.format.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
-from wsa.store.objects.snapshot import Snapshot, group_arrays, take_snapshot
+from wsa.store.objects.snapshot import Snapshot, arrays_of, take_snapshot
 
 Kind = Literal["segment", "embedding", "model"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -133,7 +133,7 @@ def read_object(snapshot: Snapshot, path: str) -> Content:
     files = snapshot.read_files(commit)
     return {
         name: arrays.decode_array(files, name, shape, dtype, commit.folder)
-        for name, (shape, dtype) in group_arrays(meta).items()
+        for name, (shape, dtype) in arrays_of(meta).items()
     }
 
 

@@ -291,8 +291,6 @@ class StoreMachine(RuleBasedStateMachine):
         """Let a writer commit, and compare its result with the store's files.
 
         Args:
-            work: The object.
-            backend: The writer's backend.
             other: The work of a concurrent writer, if there is one.
             other_won: Filled with the results of the concurrent writer.
         """

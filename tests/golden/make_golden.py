@@ -18,10 +18,10 @@ import numpy as np
 
 from wsa.cli import main
 from wsa.store.common import hashing
-from wsa.store.format.records import EmbeddingMeta, ModelMeta
+from wsa.store.format.records import ModelMeta
 from wsa.store.objects import writer
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import Snapshot, group_arrays, take_snapshot
+from wsa.store.objects.snapshot import Snapshot, arrays_of, take_snapshot
 
 MODEL = "timm:test_resnet.r160_in1k:random"
 
@@ -31,14 +31,12 @@ def contents(snapshot: Snapshot) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for path, commit in sorted(snapshot.commits.items()):
         meta = commit.meta
-        if isinstance(meta, EmbeddingMeta):
-            arrays = {"": snapshot.read_embedding(meta.game, meta.model, meta.segment)}
-        elif isinstance(meta, ModelMeta):
+        if isinstance(meta, ModelMeta):
             files = snapshot.read_model(meta.model)
             found[path] = {name: hashing.checksum(data) for name, data in files.items()}
             continue
         else:
-            arrays = {name: snapshot.read_group(path, name) for name in group_arrays(meta)}
+            arrays = {name: snapshot.read_array_at(path, name) for name in arrays_of(meta)}
         found[path] = {
             name: hashing.tensors_digest({name: np.asarray(a)}) for name, a in arrays.items()
         }

@@ -144,7 +144,7 @@ def check_refused(data: bytes, shape=(40, 3), dtype="float16"):
         limits.check_metadata(data, shape, dtype, "x")
     files = {**arrays.encode_embedding(ARRAY), "zarr.json": data}
     with pytest.raises(DamagedError):
-        arrays.decode_array(files, None, shape, dtype, "x")
+        arrays.decode_array(files, "", shape, dtype, "x")
     assert error.value.kind in ("bad-array", "lost-file")
     assert len(str(error.value)) < 20_000
 
@@ -187,7 +187,7 @@ def test_no_shape_makes_the_reader_allocate_memory(shape):
         found["chunk_grid"]["configuration"]["chunk_shape"] = chunk
         files = {**arrays.encode_embedding(ARRAY), "zarr.json": json.dumps(found).encode()}
         try:
-            assert arrays.decode_array(files, None, shape, "float16", "x").size == 0
+            assert arrays.decode_array(files, "", shape, "float16", "x").size == 0
         except DamagedError as error:
             assert error.kind in ("bad-array", "lost-file", "bad-bytes")
 

@@ -107,7 +107,7 @@ def share_chunk(index):
 def test_an_index_that_does_not_divide_the_file_is_refused(change):
     files = {**FILES, "c.0.0": with_index(change)}
     with pytest.raises(DamagedError) as damaged:
-        arrays.decode_array(files, None, ARRAY.shape, "float16", "x")
+        arrays.decode_array(files, "", ARRAY.shape, "float16", "x")
     assert damaged.value.kind == "bad-bytes"
 
 
@@ -127,7 +127,7 @@ def test_chunks_may_lie_in_any_order_in_the_file():
         )
     )
     files = {**FILES, "c.0.0": b"".join(reversed(chunks)) + moved[at:]}
-    found = arrays.decode_array(files, None, ARRAY.shape, "float16", "x")
+    found = arrays.decode_array(files, "", ARRAY.shape, "float16", "x")
     np.testing.assert_array_equal(found, ARRAY)
 
 
@@ -136,7 +136,7 @@ def test_the_message_names_the_damaged_rows():
     index = np.frombuffer(data[-16 * ENTRIES - 4 : -4], "<u8").reshape(-1, 2).tolist()
     data[index[1][0] + 30] ^= 1
     with pytest.raises(DamagedError, match=r"rows 256 to 511 of 600.*crc32c"):
-        arrays.decode_array({**FILES, "c.0.0": bytes(data)}, None, ARRAY.shape, "float16", "x")
+        arrays.decode_array({**FILES, "c.0.0": bytes(data)}, "", ARRAY.shape, "float16", "x")
 
 
 @pytest.mark.parametrize(

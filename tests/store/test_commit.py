@@ -167,7 +167,7 @@ def test_a_repeated_commit_changes_nothing(store, kit):
         before = kit.all_files(store)
         assert not commit()
         assert kit.all_files(store) == before
-    assert writer.committed(store, meta) and writer.committed(store, described)
+    assert all(writer.committed(store, records.meta_path(of)) for of in (meta, described))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -48,12 +48,12 @@ def write_files(folder, files):
 def test_embeddings_round_trip(rows, shape, dtype, seed):
     array = make_noise((rows, *shape), FLOATS[dtype], seed)
     files = layout.encode_embedding(array)
-    assert_same(layout.decode_array(files, None, array.shape, dtype, "x"), array)
+    assert_same(layout.decode_array(files, "", array.shape, dtype, "x"), array)
     assert len(files) == 2, "an array is one file and its metadata"
     assert layout.encode_embedding(array) == files, "equal arrays give equal bytes"
     columns = np.asfortranarray(array)
     assert_same(
-        layout.decode_array(layout.encode_embedding(columns), None, array.shape, dtype, ""), array
+        layout.decode_array(layout.encode_embedding(columns), "", array.shape, dtype, ""), array
     )
 
 
@@ -67,7 +67,7 @@ def test_embeddings_round_trip(rows, shape, dtype, seed):
 @settings(max_examples=15)
 def test_any_array_round_trips(array):
     files = layout.encode_embedding(array)
-    assert_same(layout.decode_array(files, None, array.shape, array.dtype.name, "x"), array)
+    assert_same(layout.decode_array(files, "", array.shape, array.dtype.name, "x"), array)
 
 
 @given(
@@ -112,7 +112,7 @@ def test_zeros_are_stored_like_other_values(fake_segment, rows):
     array = np.zeros((rows, 4), np.float16)
     files = layout.encode_embedding(array)
     assert sorted(files) == ["c.0.0", "zarr.json"]
-    assert_same(layout.decode_array(files, None, array.shape, "float16", "x"), array)
+    assert_same(layout.decode_array(files, "", array.shape, "float16", "x"), array)
     _, arrays = fake_segment(steps=70)
     blank = {name: np.zeros_like(array) for name, array in arrays.items()}
     files = layout.encode_group(blank)
@@ -148,7 +148,7 @@ def test_frame_and_frames_are_not_mixed_up(fake_segment):
 def test_another_shape_or_type_than_recorded_is_refused(shape, dtype):
     files = layout.encode_embedding(np.ones((8, 3), np.float16))
     with pytest.raises(DamagedError) as damaged:
-        layout.decode_array(files, None, shape, dtype, "x")
+        layout.decode_array(files, "", shape, dtype, "x")
     assert damaged.value.kind == "bad-array"
 
 
@@ -174,7 +174,7 @@ def test_a_flipped_bit_is_found_without_the_record(name):
                 with warnings.catch_warnings():
                     warnings.simplefilter("error")
                     found = layout.decode_array(
-                        {**files, path: bytes(data)}, None, array.shape, array.dtype.name, "x"
+                        {**files, path: bytes(data)}, "", array.shape, array.dtype.name, "x"
                     )
             except DamagedError:
                 refused += 1
@@ -213,17 +213,17 @@ def test_chunks_that_are_cut_swapped_or_empty_are_refused(name):
     whole = files[chunk]
     for data in (b"", whole[:-1], whole[: len(whole) // 2], whole[4:], whole[::-1], b"\0" * 99):
         with pytest.raises(DamagedError):
-            layout.decode_array({**files, chunk: data}, None, array.shape, array.dtype.name, "x")
+            layout.decode_array({**files, chunk: data}, "", array.shape, array.dtype.name, "x")
     swapped = {chunk: files["zarr.json"], "zarr.json": files[chunk]}
     with pytest.raises(DamagedError):
-        layout.decode_array(swapped, None, array.shape, array.dtype.name, "x")
+        layout.decode_array(swapped, "", array.shape, array.dtype.name, "x")
 
 
 def test_an_array_too_large_to_read_is_not_written(monkeypatch):
     monkeypatch.setattr(layout, "MAX_ARRAY_BYTES", 1000)
     fits = np.ones((250, 2), np.float16)
     assert_same(
-        layout.decode_array(layout.encode_embedding(fits), None, (250, 2), "float16", ""), fits
+        layout.decode_array(layout.encode_embedding(fits), "", (250, 2), "float16", ""), fits
     )
     with pytest.raises(UsageError, match="--segment-steps") as refused:
         layout.encode_embedding(np.ones((251, 2), np.float16))

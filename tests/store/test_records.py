@@ -285,7 +285,7 @@ def test_noise_is_refused():
 
 
 def test_a_record_prints_as_plain_json(fake_segment):
-    plain = records.to_builtins(commit_of(fake_segment()[0]))
+    plain = msgspec.to_builtins(commit_of(fake_segment()[0]))
     assert json.loads(json.dumps(plain))["meta"]["game"] == "Pong"
 
 
