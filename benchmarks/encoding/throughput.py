@@ -45,11 +45,12 @@ from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.jobs import tasks
-
 from wsa.encode.jobs.plan import Item, Plan, make_plan
 from wsa.encode.models import networks
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration import fit_reduction, probe_frames, register
+from wsa.encode.registration.identity import identify
+from wsa.store.objects.model_spec import parse_output
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 GAME, ROUNDS, SECONDS = "Seaquest", 3, 8.0
@@ -78,7 +79,9 @@ def main(models: list[str]) -> None:
 
 def measure(name: str) -> None:
     request = parse_request(name, {})
-    eager, _ = register.encoder_without_basis(request, "cpu")
+    module = networks.build(request)
+    how = identify(module, request).preprocessing
+    eager = Encoder(module, how, parse_output(request.output), None, request.precision)
     with FlopCounterMode(display=False) as counter:
         eager.features(probe_frames.probe_inputs()[:1])
     operations = counter.get_total_flops()

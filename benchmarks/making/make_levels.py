@@ -22,7 +22,7 @@ from wsa.encode.inference.levels import fit_levels
 from wsa.encode.inference.objects import fit_classes
 from wsa.encode.inference.preprocess import shrink
 from wsa.encode.models.screen import SEES
-from wsa.encode.registration.game_levels import PATH
+from wsa.encode.registration.fit_reduction import GAME_LEVELS as PATH
 from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 

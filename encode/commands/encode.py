@@ -89,13 +89,7 @@ def encode_store(**options: Any) -> dict[str, Any]:
 
 
 def _resolve(o: EncodeOptions) -> tuple[Snapshot, Encoding]:
-    """Find the store, and the models and games that the options name.
-
-    Raises:
-        UsageError: If there is no such model, or weights are given for a model not asked for.
-        MissingError: If there is no store, or a user's own model cannot be found.
-        ConflictError: If the module of a user's own model raised.
-    """
+    """Find the store, and the models and games that the options name."""
     weights = weights_files(o.embedding.weights)
     # A key names a model of the store with its output and precision; other names are parsed.
     keys = {name for name in o.models if names.is_model_key(name)}
@@ -196,11 +190,7 @@ def _print(report: EncodeReport) -> None:
 
 
 def _check(o: EncodeOptions) -> None:
-    """Refuse impossible options before opening anything.
-
-    Raises:
-        UsageError: If a value is out of range or does not go with the others.
-    """
+    """Refuse impossible options before opening anything."""
     check_ranges(o)
     if o.embedding.output:
         parse_output(o.embedding.output)
@@ -273,7 +263,6 @@ def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
     """Describe an event for a person; empty for events that a person does not need to see.
 
     Args:
-        event: Event of the encoding.
         said_before: The first worker for each reason why workers got no segments, so that a reason
             is printed only once; updated.
     """
@@ -311,9 +300,6 @@ def _estimate(
 
     Returns:
         The estimate of each model; and all estimates as JSON values.
-
-    Raises:
-        MissingError: If the store has no frames of a game.
     """
     from wsa.encode.jobs import cluster, dry_run
 

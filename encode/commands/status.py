@@ -66,12 +66,7 @@ def _print(found: Status) -> None:
 
 
 def _serve(url: str, host: str, port: int) -> NoReturn:
-    """Serve the live page until Ctrl-C or SIGTERM.
-
-    Raises:
-        UsageError: If the page cannot be served there.
-        KeyboardInterrupt: On Ctrl-C or SIGTERM.
-    """
+    """Serve the live page until Ctrl-C or SIGTERM."""
     from wsa.encode.service import http_server
 
     apps = http_server.status_apps(StatusReader(url))

@@ -40,7 +40,6 @@ def run_on_gpu(
     frames: NDArray[np.uint8],
     batches: Sequence[int],
     device: torch.device,
-    cuda: Any = torch.cuda,
 ) -> Tensor:
     """Apply `function` to batches of the largest size; the last is padded to the next size.
 
@@ -48,8 +47,6 @@ def run_on_gpu(
         function: Function from (batch, ...) uint8 to (batch, ...), both on the device.
         frames: Frames (n, ...) uint8, n at least 1.
         batches: Sizes of batches, ascending.
-        device: GPU to run on.
-        cuda: `torch.cuda`, or a substitute in tests.
 
     Returns:
         The results (n, ...) on the CPU.
@@ -58,6 +55,7 @@ def run_on_gpu(
     shape = (batch, *frames.shape[1:])
     pinned = [torch.empty(shape, dtype=torch.uint8).pin_memory() for _ in range(IN_FLIGHT)]
     on_device = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(IN_FLIGHT)]
+    cuda: Any = torch.cuda
     free = [cuda.Event() for _ in range(IN_FLIGHT)]
     copies, computing = cuda.Stream(device), cuda.current_stream(device)
     copies.wait_stream(computing)  # Earlier work may still read the memory of these buffers.
@@ -103,8 +101,6 @@ class Encoder:
         preprocessing: How screens become the input.
         output: How to extract the embedding from the last features.
         basis: Reduction; None if the output has none.
-        precision: Arithmetic of the forward pass.
-        device: Device to run on.
         engine: Name of the engine that runs the network.
         threads: Number of CPU threads that call the engine at once; torch's number if None.
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from wsa.encode.inference.trunk import Trunk
-from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.common.errors import MissingError, UsageError, WsaError
 from wsa.store.objects.model_spec import Precision
 
 NAMES = ("torch", "compile", "openvino")
@@ -62,21 +62,12 @@ def make(
     precision: Precision,
     threads: int | None = None,
 ) -> Engine:
-    """Create an engine.
+    """Create an engine that `require` accepts.
 
     Args:
-        name: Name of the engine.
-        trunk: Network, on the device.
         shape: Channels, height and width of the input.
-        device: Device to run on.
-        precision: Arithmetic of the forward pass.
         threads: Number of CPU threads that call the engine at once; torch's number if None.
-
-    Raises:
-        MissingError: If the engine is not installed.
-        UsageError: If the engine lacks this precision on this device.
     """
-    require(name, device, precision)
     if name == "openvino":
         from wsa.encode.inference.openvino import OpenVINO
 
@@ -97,7 +88,6 @@ def equal_batches(
     Args:
         engine: Engine on a GPU.
         shape: Channels, height and width of the input.
-        device: The GPU.
     """
     if engine.name != Eager.name:
         return (engine.batch,)
@@ -168,7 +158,7 @@ class Compiled(Eager):
 
 def why_not(name: str, device: torch.device, precision: Precision) -> str:
     """Return why an engine cannot be used, and what would help; empty if it can be used."""
-    return _lacking(name, device) or _impossible(name, device, precision)
+    return str(_refusal(name, device, precision) or "")
 
 
 def require(name: str, device: torch.device, precision: Precision) -> None:
@@ -178,41 +168,37 @@ def require(name: str, device: torch.device, precision: Precision) -> None:
         MissingError: If the engine is not installed.
         UsageError: If the engine is unknown or lacks this precision on this device.
     """
-    if reason := _lacking(name, device):
-        raise MissingError("no-library", reason)
-    if reason := _impossible(name, device, precision):
-        raise UsageError("bad-option", reason)
+    if error := _refusal(name, device, precision):
+        raise error
 
 
-def _lacking(name: str, device: torch.device) -> str:
-    """Return what is not installed and how to install it; empty if nothing is missing."""
+def _refusal(name: str, device: torch.device, precision: Precision) -> WsaError | None:
+    """Return the error of `require`, first about what is not installed; None if there is none."""
     on_cpu = device.type == "cpu"
+    lacking = wrong = ""
     if name == "openvino" and on_cpu and importlib.util.find_spec("openvino") is None:
-        return (
+        lacking = (
             "--engine openvino needs OpenVINO, which is not installed: pip install 'wsa[cpu]', or "
             "use --engine torch."
         )
-    if name == "compile" and on_cpu and not _compiler():
-        return "--engine compile needs a C++ compiler, such as g++; install one, or use torch."
-    if name == "compile" and not on_cpu and importlib.util.find_spec("triton") is None:
-        return "--engine compile needs Triton on a GPU: pip install triton, or use torch."
-    return ""
-
-
-def _impossible(name: str, device: torch.device, precision: Precision) -> str:
-    """Return why an engine cannot run there even if installed; empty if it can."""
-    if name not in NAMES:
-        return f"--engine {name!r} is not one; choose from auto, {', '.join(NAMES)}."
-    if precision == "tf32" and device.type != "cuda":
-        return "--precision tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16."
-    if name == "openvino":
-        if device.type != "cpu":
-            return "--engine openvino runs on a CPU; use torch or compile, or --device cpu."
+    elif name == "compile" and on_cpu and not _has_compiler():
+        lacking = "--engine compile needs a C++ compiler, such as g++; install one, or use torch."
+    elif name == "compile" and not on_cpu and importlib.util.find_spec("triton") is None:
+        lacking = "--engine compile needs Triton on a GPU: pip install triton, or use torch."
+    elif name not in NAMES:
+        wrong = f"--engine {name!r} is not one; choose from auto, {', '.join(NAMES)}."
+    elif precision == "tf32" and device.type != "cuda":
+        wrong = "--precision tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16."
+    elif name == "openvino" and not on_cpu:
+        wrong = "--engine openvino runs on a CPU; use torch or compile, or --device cpu."
+    elif name == "openvino":
         from wsa.encode.inference.openvino import capable
 
         if not capable(precision):
-            return f"OpenVINO has no {precision} on this CPU; use --engine torch or fp32."
-    return ""
+            wrong = f"OpenVINO has no {precision} on this CPU; use --engine torch or fp32."
+    if lacking:
+        return MissingError("no-library", lacking)
+    return UsageError("bad-option", wrong) if wrong else None
 
 
 def offered(device: torch.device, precision: Precision) -> list[str]:
@@ -274,7 +260,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _compiler() -> str | None:
+def _has_compiler() -> bool:
     named = os.environ.get("CXX")
-    compilers = [shutil.which(name) for name in ([named] if named else ["g++", "clang++", "cl"])]
-    return next(filter(None, compilers), None)
+    return any(map(shutil.which, [named] if named else ["g++", "clang++", "cl"]))

@@ -3,7 +3,7 @@
 An Atari game draws few colors, and most things have a color of their own, so no training is needed:
 the background of a pixel is its most frequent gray level, and anything else is foreground. Both are
 fitted on unlabeled frames of one game. Fits for the games of ALE come with wsa
-(`wsa.encode.registration.game_levels`).
+(`wsa.encode.registration.fit_reduction`).
 """
 
 from __future__ import annotations

@@ -82,7 +82,6 @@ def components(
 
     Args:
         screens: Gray screens (B, H, W).
-        levels: Background and foreground of the game.
 
     Returns:
         For each thing, (screen x L + level) x 3 + size, (n,), and row and column of its center,
@@ -119,7 +118,6 @@ def make(levels: Levels, classes: NDArray[np.uint8], most: int) -> Objects:
     """Create the map of a game.
 
     Args:
-        levels: Background and foreground of the game.
         classes: Classes of the game, from `fit_classes`.
         most: Maximum number of classes to keep.
 

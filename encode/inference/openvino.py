@@ -35,7 +35,6 @@ class OpenVINO:
     """A network compiled by OpenVINO.
 
     Args:
-        trunk: Network, on the CPU.
         shape: Channels, height and width of the input.
         precision: Arithmetic of the forward pass, for which `capable` is true.
         threads: Number of threads that call the engine at once; torch's number if None.

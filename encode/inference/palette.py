@@ -55,7 +55,6 @@ def make(levels: Levels, most: int) -> Palette:
     """Create the map of a game.
 
     Args:
-        levels: Background and foreground of the game.
         most: Maximum number of gray levels to use.
 
     Raises:

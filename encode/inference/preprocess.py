@@ -35,7 +35,6 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
 
     Args:
         frames: Screens (B, H, W, 3) uint8 RGB, or (B, w, H, W, 3) for a model with a window of w.
-        how: Preprocessing of the model.
 
     Returns:
         Pixels (B, channels, height, width) float32, channels last in memory; for windows
@@ -51,7 +50,6 @@ def shrink(frames: Tensor, how: Preprocessing) -> Tensor:
 
     Args:
         frames: Screens (B, H, W, 3) uint8 RGB; for a gray model also gray screens (B, H, W).
-        how: Preprocessing of the model.
 
     Returns:
         Levels (B, channels, height, width) uint8.
@@ -69,7 +67,6 @@ def normalise(levels: Tensor, how: Preprocessing) -> Tensor:
 
     Args:
         levels: Levels (B, c, h, w) uint8, or (B, w, c, h, w) for windows.
-        how: Preprocessing of the model.
     """
     if levels.ndim == 5:
         single = normalise(levels.flatten(0, 1), how)

@@ -59,9 +59,8 @@ class SegmentFrames:
         if window == 1:
             yield self.frames if len(chosen) == len(self.frames) else self.frames[chosen]
             return
-        indices = self.frame[window_rows(chosen, self.starts[chosen], window)]
-        for at in range(0, len(indices), WINDOWS_AT_ONCE):
-            yield self.frames[indices[at : at + WINDOWS_AT_ONCE]]
+        for some in _parts(self._indices(window, chosen)):
+            yield self.frames[some]
 
     def levels(
         self,
@@ -75,7 +74,6 @@ class SegmentFrames:
         Args:
             window: Number of frames in an input.
             chosen: Indices (n,) of frames, or of rows if `window` > 1.
-            how: Preprocessing of the model.
             shrink: Function that resizes frames (n, H, W, 3), or gray ones (n, H, W), to uint8
                 (n, channels, h, w).
 
@@ -87,17 +85,20 @@ class SegmentFrames:
             shape = (len(self.pictures), 1 if how.channels == "grey" else 3, how.height, how.width)
             self.small[alike] = _Small(np.empty(shape, np.uint8), np.zeros(shape[0], np.bool_))
         small = self.small[alike]
-        indices = chosen
-        if window > 1:
-            indices = self.frame[window_rows(chosen, self.starts[chosen], window)]
+        indices = self._indices(window, chosen)
         missing = np.unique(indices[~small.made[indices]])
         read = self._grey() if how.channels == "grey" else lambda batch: self.frames[batch]
-        for at in range(0, len(missing), WINDOWS_AT_ONCE):
-            batch = missing[at : at + WINDOWS_AT_ONCE]
-            small.levels[batch] = shrink(read(batch))
+        for some in _parts(missing):
+            small.levels[some] = shrink(read(some))
         small.made[missing] = True
-        for at in range(0, len(indices), WINDOWS_AT_ONCE):
-            yield small.levels[indices[at : at + WINDOWS_AT_ONCE]]
+        for some in _parts(indices):
+            yield small.levels[some]
+
+    def _indices(self, window: int, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the frames of chosen inputs, (n,), or (n, window) with the oldest first."""
+        if window == 1:
+            return chosen
+        return self.frame[window_rows(chosen, self.starts[chosen], window)]
 
     def _grey(self) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
         """Return a function from frame indices to gray screens, or to RGB without a palette.
@@ -109,6 +110,11 @@ class SegmentFrames:
             return lambda some: self.frames[some]
         levels = cv2.cvtColor(self.palette[None], cv2.COLOR_RGB2GRAY)[0]
         return lambda some: levels[self.pictures[some]]
+
+
+def _parts(indices: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    for at in range(0, len(indices), WINDOWS_AT_ONCE):
+        yield indices[at : at + WINDOWS_AT_ONCE]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,7 +84,6 @@ def connect(
         workers: Number of worker processes for `local`, 0 for one per core or GPU; number of jobs
             for `slurm`. Other schedulers take no number.
         device: `cpu`, `cuda` or `auto`, which is the GPU if there is one.
-        jobs: Resources of a SLURM job.
         threads: Number of tasks that a worker process started here runs at once; 0 for the number
             that suits encoding.
         option: Name of the option that gave the scheduler, for messages.
@@ -236,11 +235,7 @@ def _start_processes(
 
 
 def _await_processes(client: Client, count: int) -> None:
-    """Wait until all worker processes have started. Signals work meanwhile.
-
-    Raises:
-        StorageError: If they did not start in time.
-    """
+    """Wait until all worker processes have started. Signals work meanwhile."""
     try:
         client.wait_for_workers(count, timeout=WAIT_FOR_PROCESSES_S)
     except TimeoutError:

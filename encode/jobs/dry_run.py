@@ -109,10 +109,6 @@ def estimate(
     """Estimate the work for one model.
 
     Args:
-        snapshot: Snapshot of the store.
-        request: Requested model.
-        games: Games to encode.
-        measured: Measurements of the model, from `measure_model`.
         parallel: Number of workers that run the model in parallel.
     """
     spec = lookup.find_model(snapshot, request)
@@ -204,9 +200,6 @@ def worker_bytes(
     """Return an upper bound of one worker's memory, in bytes.
 
     Args:
-        snapshot: Snapshot of the store.
-        encoding: What to encode.
-        found: Measurements, from `measure_on_worker`.
         fitted: For each model, the number of frames or windows to fit its basis on.
     """
     segments = [m for m in snapshot.segments() if m.game in encoding.games]

@@ -170,7 +170,6 @@ def write_report(folder: Path, report: EncodeReport) -> Path:
 
     Args:
         folder: Folder to write to, created if missing.
-        report: Results of the encoding.
 
     Returns:
         The folder.

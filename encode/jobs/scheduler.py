@@ -56,7 +56,6 @@ class Driver:
 
     Args:
         workers: Workers, whose listener gets an event for every segment.
-        settings: Settings of all tasks.
         tries: Number of attempts per segment.
 
     Attributes:
@@ -233,11 +232,7 @@ class Driver:
     def _check_failures_in_a_row(
         self, work: _SegmentWork, outcomes: Sequence[SegmentDone | Failed]
     ) -> None:
-        """Count consecutive segments of which an object was set aside.
-
-        Raises:
-            WsaError: If there are too many.
-        """
+        """Count consecutive segments of which an object was set aside; raise if there are too many."""
         if any(isinstance(outcome, SegmentDone) for outcome in outcomes):
             self._failed_in_a_row = 0
         elif not self.skipped.isdisjoint(item.name for item in work.items):
@@ -248,8 +243,7 @@ class Driver:
     def _record_failure(self, work: _SegmentWork, item: Item, outcome: Failed) -> bool:
         """Record and announce a failed attempt; return whether there will be another.
 
-        Raises:
-            WsaError: If the store is full or not writable.
+        A store that is full or not writable ends the run instead.
         """
         # A suspect is blamed only if it ran without others.
         blamed = work.alone or not work.killed

@@ -123,8 +123,6 @@ def start(
     """Create a `dask_jobqueue.SLURMCluster` without jobs; `job_script()` is what it would submit.
 
     Args:
-        jobs: Resources of each job.
-        environment: Environment variables of the workers.
         submit: Whether jobs will be submitted.
         threads: Number of threads of a worker; 0 for the number that suits encoding.
         scheduler: Options of the scheduler, which runs in this process.
@@ -259,10 +257,6 @@ class JobKeeper:
     """Keeps a number of jobs submitted: replaces each job that has ended or was refused.
 
     dask-jobqueue does this too, but only for a job with a single worker that has already started.
-
-    Args:
-        cluster: Cluster from `start`.
-        count: Number of jobs.
     """
 
     def __init__(self, cluster: Any, count: int) -> None:

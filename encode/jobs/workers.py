@@ -32,9 +32,7 @@ class Workers:
     """The workers of a client, which may come and go.
 
     Args:
-        client: Dask client.
         device: `cpu`, `cuda` or `auto`, which is the GPU if a worker offers one.
-        listen: Called with every event.
         threads: Number of cores that torch may use in a task; 0 for the worker's own setting.
 
     Raises:

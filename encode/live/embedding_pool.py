@@ -22,11 +22,7 @@ Piece = Callable[[int, int], NDArray[Any]]
 
 
 class EmbeddingPool:
-    """A pool of threads that embed.
-
-    Args:
-        threads: Number of threads.
-    """
+    """A pool of threads that embed."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -34,19 +30,25 @@ class EmbeddingPool:
             threads, "embed", initializer=torch.set_num_threads, initargs=(1,)
         )
 
-    def begin(self, count: int, models: Sequence[tuple[Piece, bool]]) -> Embeddings:
+    def begin(
+        self,
+        count: int,
+        models: Sequence[tuple[Piece, bool]],
+        keep: Callable[[NDArray[Any]], None],
+    ) -> Embeddings:
         """Start embedding inputs with several models.
 
         Args:
             count: Number of inputs, at least 1.
             models: For each model, a function that embeds some inputs, and whether to split the
                 inputs over threads.
+            keep: Called once with all rows, when they are ready and first asked for.
         """
         parts = [
             [self._pool.submit(_timed, embed, *ends) for ends in self._cut(count, apart)]
             for embed, apart in models
         ]
-        return Embeddings(parts)
+        return Embeddings(parts, keep)
 
     def _cut(self, count: int, apart: bool) -> list[tuple[int, int]]:
         """Split `count` inputs into parts of equal size, one per thread."""
@@ -58,26 +60,32 @@ class EmbeddingPool:
 class Embeddings:
     """Embeddings in progress.
 
-    Args:
-        parts: For each model, futures of some of its rows and of the seconds they took.
+    Attributes:
+        seconds: Time that the models took, summed over the threads; 0 until `rows` returned.
     """
 
-    def __init__(self, parts: list[list[Future[tuple[NDArray[Any], float]]]]) -> None:
-        self._parts = parts
+    def __init__(
+        self,
+        parts: list[list[Future[tuple[NDArray[Any], float]]]],
+        keep: Callable[[NDArray[Any]], None],
+    ) -> None:
+        self._parts, self._keep = parts, keep
+        self._rows: NDArray[Any] | None = None
+        self.seconds = 0.0
 
-    def result(self) -> tuple[NDArray[Any], float]:
-        """Wait for the embeddings.
-
-        Returns:
-            Embeddings (n, width), the models side by side, and seconds summed over the threads.
+    def rows(self) -> NDArray[Any]:
+        """Wait for the embeddings, (n, width), the models side by side.
 
         Raises:
             WsaError: If a model failed; every call raises it again.
         """
-        done = [[part.result() for part in of_model] for of_model in self._parts]
-        rows = [np.concatenate([rows for rows, _ in of_model]) for of_model in done]
-        seconds = sum(seconds for of_model in done for _, seconds in of_model)
-        return np.concatenate(rows, axis=1), seconds
+        if self._rows is None:
+            done = [[part.result() for part in of_model] for of_model in self._parts]
+            by_model = [np.concatenate([rows for rows, _ in of_model]) for of_model in done]
+            self._rows = np.concatenate(by_model, axis=1)
+            self.seconds = sum(seconds for of_model in done for _, seconds in of_model)
+            self._keep(self._rows)
+        return self._rows
 
 
 def _timed(embed: Piece, begin: int, end: int) -> tuple[NDArray[Any], float]:

@@ -10,7 +10,7 @@ The misses of all models and windows run in parallel, in parts, while the caller
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -232,7 +232,7 @@ class Lookup:
         self._pool = pool
         self._shrunk_frames = shrunk
         self._memory: OrderedDict[bytes, NDArray[Any]] = OrderedDict()
-        self._running: dict[bytes, tuple[_Misses, int]] = {}
+        self._running: dict[bytes, tuple[Embeddings, int]] = {}
         self._remember = remember
         self._elsewhere = elsewhere
         self.asked = self.found = self.remembered = self.passes = 0
@@ -290,7 +290,7 @@ class Lookup:
         """Return the rows of digests in the flat map, (n,); -1 for an unknown digest."""
         return self._index.find(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
 
-    def _run(self, digests: list[bytes], inputs: FrameInputs) -> _Misses:
+    def _run(self, digests: list[bytes], inputs: FrameInputs) -> Embeddings:
         """Start every model on the same inputs."""
         models = [
             (self._piece(key, encoder, inputs), encoder.in_parts) for key, encoder in self._models
@@ -303,7 +303,7 @@ class Lookup:
             while len(self._memory) > self._remember:
                 self._memory.popitem(last=False)
 
-        misses = _Misses(self._pool.begin(len(digests), models), keep)
+        misses = self._pool.begin(len(digests), models, keep)
         self._running |= {digest: (misses, i) for i, digest in enumerate(digests)}
         return misses
 
@@ -331,41 +331,20 @@ class Lookup:
         return embed
 
 
-class _Misses:
-    """Cache misses that the models are embedding.
-
-    Args:
-        embeddings: Embeddings in progress.
-        keep: Called once with all rows, when they are ready.
-    """
-
-    def __init__(self, embeddings: Embeddings, keep: Callable[[NDArray[Any]], None]) -> None:
-        self._embeddings, self._keep = embeddings, keep
-        self._rows: NDArray[Any] | None = None
-        self.seconds = 0.0
-
-    def result(self) -> NDArray[Any]:
-        """Wait for the embeddings, (n, width)."""
-        if self._rows is None:
-            self._rows, self.seconds = self._embeddings.result()
-            self._keep(self._rows)
-        return self._rows
-
-
 class Found:
     """Embeddings that were looked up, with some possibly still in progress.
 
     Args:
         rows: Embeddings (n, width), still undefined in the rows of `running`.
-        running: For each row in progress, its index, its `_Misses`, and its index there.
+        running: For each row in progress, its index, its embeddings, and its index there.
         misses: Misses that were started for this lookup; None if there were none.
     """
 
     def __init__(
         self,
         rows: NDArray[Any],
-        running: list[tuple[int, _Misses, int]],
-        misses: _Misses | None = None,
+        running: list[tuple[int, Embeddings, int]],
+        misses: Embeddings | None = None,
     ) -> None:
         self._rows, self._running, self._misses = rows, running, misses
 
@@ -382,7 +361,7 @@ class Found:
             WsaError: If the remote workers are gone.
         """
         for i, misses, at in self._running:
-            self._rows[i] = misses.result()[at]
+            self._rows[i] = misses.rows()[at]
         return self._rows, self._misses.seconds if self._misses else 0.0
 
 

@@ -37,9 +37,7 @@ class RemoteEncoder:
     """A model on remote workers, with the interface of `wsa.encode.inference.encoder.Encoder`.
 
     Args:
-        workers: Workers of the scheduler.
         store: URL of the store, the same for this process and the workers.
-        key: Model key.
         engine: Name of the engine; `auto` is the one that filled the store, if the worker has it.
 
     Attributes:

@@ -20,7 +20,6 @@ class ShrunkFrames:
     """Embeds frames through a cache of resized screens; safe for many threads.
 
     Args:
-        encoders: Models.
         windows: Number of frames that each model sees.
     """
 

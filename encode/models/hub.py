@@ -40,7 +40,6 @@ def cached(timm_name: str, page: str = "") -> Path | None:
     """Return a model's file in the local Hugging Face cache; None if it is not there.
 
     Args:
-        timm_name: Name of the model.
         page: Its repository on the hub if known; otherwise timm, which is slow to import, says.
     """
     import huggingface_hub

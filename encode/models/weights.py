@@ -104,8 +104,6 @@ def fit(tensors: Tensors, wanted: Tensors, classifier: tuple[str, ...]) -> Fit:
     """Compare a file's tensors with an architecture's.
 
     Args:
-        tensors: Tensors of the file.
-        wanted: Tensors of the architecture.
         classifier: Prefixes of the names in the architecture's classifier, which is dropped later.
     """
     found: Tensors = {}

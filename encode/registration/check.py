@@ -66,9 +66,14 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
     licence = module.licence if isinstance(module, UserNetwork) else request.licence
     yield CheckResult("weights", True, f"{numbers:,} numbers, {_short(before)}, licence: {licence}")
     yield _frozen(module)
-    encoder = _encoder(module, request, device)
-    window = identify(module, request).window
-    frames = probe_frames.probe_inputs(window, _tried_game(request))
+    output, basis = parse_output(request.output), None
+    if output.of_one_game:  # It does nothing without its reduction, so take that of one game.
+        output = msgspec.structs.replace(output, game=output.game or probe_frames.PROBE_GAMES[0])
+        basis = fit_reduction.shipped(output)
+    identity = identify(module, request)
+    how, window = identity.preprocessing, identity.window
+    encoder = Encoder(module, how, output, basis, request.precision, device)
+    frames = probe_frames.probe_inputs(window, output.only_game)
     try:
         embeddings = encoder(frames)
     except WsaError:
@@ -91,7 +96,18 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
     yield _batch(module, encoder, request, frames)
     yield _threads(encoder, frames)
     yield _screens(encoder, window, embeddings.shape[1:])
-    yield _engines(module, request, device, window)
+
+    def make(engine: str, precision: Precision) -> Encoder:
+        return Encoder(module, how, output, None, precision, device, engine)
+
+    engines = Engines(
+        make,
+        request.alias,
+        window,
+        only_game=output.only_game,
+        network=request.source != screen.SOURCE,
+    )
+    yield _engines(engines, request)
     after = _tensors_digest(encoder.module.cpu())
     yield CheckResult(
         "weights untouched", after == before, f"{_short(before)}, then {_short(after)}"
@@ -102,41 +118,15 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
         _tensors_digest(again) == before,
         f"{_short(before)}, then {_short(_tensors_digest(again))}",
     )
-    rebuilt = _encoder(again, request, device)(frames)
-    yield _equal("the same embeddings when built again", rebuilt, embeddings)
+    how = identify(again, request).preprocessing
+    rebuilt = Encoder(again, how, output, basis, request.precision, device)
+    yield _equal("the same embeddings when built again", rebuilt(frames), embeddings)
 
 
-def _encoder(module: nn.Module, request: Request, device: str) -> Encoder:
-    how, output = identify(module, request).preprocessing, parse_output(request.output)
-    basis = None
-    if output.of_one_game:  # It does nothing without its reduction, so take that of one game.
-        output = msgspec.structs.replace(output, game=_tried_game(request))
-        basis = fit_reduction.shipped(output)
-    return Encoder(module, how, output, basis, request.precision, device)
-
-
-def _tried_game(request: Request) -> str:
-    """Return the game on which to check a model of one game; empty for any other model."""
-    output = parse_output(request.output)
-    return output.game or probe_frames.PROBE_GAMES[0] if output.of_one_game else ""
-
-
-def _engines(module: nn.Module, request: Request, device: str, window: int) -> CheckResult:
+def _engines(engines: Engines, request: Request) -> CheckResult:
     """Report which engine `auto` chooses for the model, and why no other."""
-    how, output = identify(module, request).preprocessing, parse_output(request.output)
-
-    def make(engine: str, precision: Precision) -> Encoder:
-        return Encoder(module, how, output, None, precision, device, engine)
-
     try:
-        tried = Engines(
-            make,
-            request.alias,
-            window,
-            only_game=_tried_game(request),
-            network=request.source != screen.SOURCE,
-        )
-        choice = tried.choose(request.engine("auto"), request.precision, math.inf)
+        choice = engines.choose(request.engine("auto"), request.precision, math.inf)
     except ConflictError as error:
         return CheckResult("engines", False, str(error))
     return CheckResult("engines", True, choice.explained)

@@ -25,9 +25,6 @@ _SOURCES = ("package", "random")  # Weights that every installation of wsa has.
 def require_code(spec: ModelSpec) -> None:
     """Refuse a model whose embeddings cannot be decoded.
 
-    Args:
-        spec: The model, as stored.
-
     Raises:
         UsageError: If it has no decoder, or stores something other than its code.
         ConflictError: If its weights are not wsa's own.

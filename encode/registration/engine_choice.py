@@ -114,7 +114,6 @@ class Engines:
 
     Args:
         make: Function from engine and precision to an encoder without a basis.
-        alias: Name of the model, for messages.
         window: Number of consecutive frames that the model sees.
         games: Inputs to measure on besides the probe frames, from `game_inputs`.
         only_game: The one game that the model embeds; empty if it embeds any.
@@ -162,7 +161,6 @@ class Engines:
 
         Args:
             asked: Name of an engine, or `auto`.
-            precision: Arithmetic of the forward pass.
             limit: Largest step-relative error of a precision below fp32; the limit for fp32 is
                 `MAX_ENGINE_ERROR`.
 
@@ -247,12 +245,7 @@ class Engines:
 
     @contextlib.contextmanager
     def _naming_the_model(self, engine: str) -> Iterator[None]:
-        """Turn any error of the network or its compiler into one that names the model.
-
-        Raises:
-            ConflictError: If an error occurred that is neither wsa's, an import error, nor a lack
-                of memory.
-        """
+        """Turn any error of the network or its compiler into one that names the model."""
         try:
             yield
         except (WsaError, ImportError, MemoryError):

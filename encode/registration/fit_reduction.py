@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,14 +12,20 @@ from numpy.typing import NDArray
 from wsa.encode.inference import objects, palette
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
-from wsa.encode.inference.fitted import FITTED
+from wsa.encode.inference.levels import Levels
 from wsa.encode.inference.reduction import Reduction
 from wsa.encode.inference.segment_inputs import read_segment_frames
-from wsa.encode.registration import game_levels, probe_frames
+from wsa.encode.registration import probe_frames
 from wsa.store.common.errors import MissingError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.model_spec import Output
 from wsa.store.objects.snapshot import Snapshot
+
+GAME_LEVELS = Path(__file__).with_name("game_levels.npz")
+
+# Modules of the reductions that are fitted on frames, by their name in an output. Each has `fit` from
+# features (n, *shape) and the output's number, and `save` and `load` between a fit and bytes.
+FITTED: dict[str, ModuleType] = {"pca": bases, "palette": palette, "objects": objects}
 
 # Largest numbers of a game's frames to fit on, which are in memory all at once.
 GAME_FRAMES = 2048  # Half a gigabyte of features for a grid of 7 x 7 x 1280.
@@ -73,18 +82,35 @@ def fit(encoder: Encoder, snapshot: Snapshot | None, output: Output, window: int
             for part in probe_frames.load_frames()
         ]
     features = torch.cat([encoder.features(part) for part in parts])
-    return FITTED[output.reduction].fit(features, output.numbers)
+    fitted: Reduction = FITTED[output.reduction].fit(features, output.numbers)
+    return fitted
 
 
 def shipped(output: Output) -> Reduction | None:
     """Return the reduction that comes with wsa for a game; None if there is none."""
-    known = game_levels.load(output.game) if output.of_one_game else None
+    known = game_levels(output.game) if output.of_one_game else None
     if known is None:
         return None
     levels, classes = known
     if output.reduction == "palette":
         return palette.make(levels, output.numbers)
     return objects.make(levels, classes, output.numbers)
+
+
+def game_levels(game: str) -> tuple[Levels, NDArray[np.uint8]] | None:
+    """Load the shipped fit for a game of ALE: its levels, and its classes as `objects` numbers them.
+
+    With it `palette` and `objects` need no frames in the store, and are the same for all users.
+    `benchmarks/making/make_levels.py` made the file and says how. Changing one byte of it changes
+    model keys. Returns None for a game that is not in the file.
+    """
+    with np.load(GAME_LEVELS, allow_pickle=False) as file:
+        if f"{game}/levels" not in file:
+            return None
+        background, levels, classes = (
+            file[f"{game}/{name}"] for name in ("background", "levels", "classes")
+        )
+    return Levels(background, levels), classes
 
 
 def _max_frames(output: Output) -> int:

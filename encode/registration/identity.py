@@ -41,12 +41,12 @@ def find_model(snapshot: Snapshot, request: Request) -> ModelSpec | None:
         ConflictError: If there are several, each with its own basis.
     """
     specs = [read_spec(snapshot, key) for key in snapshot.models]
-    matches = [spec for spec in specs if _matches(spec, request)]
+    found = [spec for spec in specs if matches(spec, request)]
     from_wsa = request.source in ("package", "random") and catalog.is_paper_model(request.timm_name)
-    if matches and (from_wsa or request.recorded.startswith("file:") or request.recorded == "user"):
+    if found and (from_wsa or request.recorded.startswith("file:") or request.recorded == "user"):
         identity = identify(networks.build(request), request)
-        matches = [spec for spec in matches if _without_game_basis(spec.identity) == identity]
-    return _only_one(matches)
+        found = [spec for spec in found if _without_game_basis(spec.identity) == identity]
+    return _only_one(found)
 
 
 def unregistered_key(request: Request) -> str:
@@ -54,7 +54,7 @@ def unregistered_key(request: Request) -> str:
     return names.make_model_key(request.alias, hashing.identity([request.output, "not registered"]))
 
 
-def _matches(spec: ModelSpec, request: Request) -> bool:
+def matches(spec: ModelSpec, request: Request) -> bool:
     """Return whether a spec matches a request, as far as this is known without building it."""
     asked = (request.alias, request.timm_name, request.recorded, request.output, request.precision)
     identity = spec.identity
@@ -148,11 +148,7 @@ def identify(module: nn.Module, request: Request) -> Identity:
 
 
 def _window(module: nn.Module, request: Request) -> int:
-    """Return the number of consecutive frames that a network sees; 1 unless it declares more.
-
-    Raises:
-        UsageError: If it is not from 1 to `MAX_STACK_FRAMES`; segments share no more frames.
-    """
+    """Return the number of consecutive frames that a network sees; 1 unless it declares more."""
     window = getattr(module, "window", 1)
     if isinstance(window, int) and 1 <= window <= MAX_STACK_FRAMES:
         return window

@@ -26,7 +26,6 @@ from torch import nn
 from wsa.encode.inference import engines
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder, stored
-from wsa.encode.inference.fitted import FITTED
 from wsa.encode.inference.reduction import Projection, Reduction
 from wsa.encode.inference.segment_inputs import input_digests, read_segment_frames
 from wsa.encode.models import networks, screen
@@ -85,10 +84,7 @@ def register(
     """Build a model, choose its engine, and commit it unless it is already in the store.
 
     Args:
-        snapshot: Snapshot of the store.
-        request: Model that the user asks for.
         max_step_error: Largest step-relative error of a reduced precision.
-        device: Device to run on.
         engine: Inference engine; `auto` is the fastest accurate one.
         games: Games on which to check a reduced precision, besides the probe frames.
 
@@ -127,7 +123,7 @@ def register(
         basis = fit_reduction.fit(whole, snapshot, output, identity.window)
         fitted = whole.passes - before
         candidates.set_basis(basis)
-        saved = FITTED[output.reduction].save(basis)
+        saved = fit_reduction.FITTED[output.reduction].save(basis)
         files["basis.safetensors"] = saved
         if output.game:
             # If another process just fitted its own basis, use that one. With two bases in the
@@ -189,12 +185,9 @@ def open_model(
     """Build a registered model and check that it is the one that filled the store.
 
     Args:
-        snapshot: Snapshot that has the model.
-        key: Model key.
         weights: By alias, weights files that have another path on this machine, and modules of
             users' own models.
         source: Source of the weights on this machine, if it differs from the recorded one.
-        device: Device to run on.
         engine: Inference engine; `auto` is the engine that filled the store or, if it is not
             available here, the fastest accurate one.
         threads: Number of CPU threads that call the encoder at once; torch's number if None.
@@ -253,9 +246,6 @@ def measure_engines(
 
     Args:
         snapshot: Snapshot of the store, for frames of the games.
-        request: Model that the user asks for.
-        device: Device to run on.
-        engine: Inference engine.
         games: Games on which to measure a reduced precision, besides the probe frames.
 
     Returns:
@@ -272,18 +262,6 @@ def measure_engines(
     reduced = request.precision != "fp32"
     game_frames = engine_choice.game_inputs(snapshot, games, identity.window) if reduced else {}
     return _engines(module, identity, request.alias, device, game_frames), module, identity
-
-
-def encoder_without_basis(request: Request, device: str) -> tuple[Encoder, int]:
-    """Return an encoder that runs a model in PyTorch without its basis, and the model's window.
-
-    Raises:
-        MissingError: If the weights are not found.
-    """
-    module = networks.build(request)
-    identity = identify(module, request)
-    candidates = _engines(module, identity, request.alias, device)
-    return candidates.encoder("torch", request.precision), identity.window
 
 
 def _main_engine(snapshot: Snapshot, key: str, device: str, precision: Precision) -> str:
@@ -315,11 +293,7 @@ def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> Non
 
 
 def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) -> None:
-    """Compare the encoder with stored embeddings of a model whose record was lost.
-
-    Raises:
-        ConflictError: If they differ by more than a tenth of the change between frames.
-    """
+    """Refuse an encoder that differs from stored embeddings of its model, whose record was lost."""
     segments = {(meta.game, meta.segment): meta for meta in snapshot.segments_with_frames()}
     for meta in snapshot.embeddings(model=key):
         segment = segments.get((meta.game, meta.segment))
@@ -345,17 +319,13 @@ def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) 
 
 
 def _stored_reduction(snapshot: Snapshot, key: str, identity: Identity) -> Reduction | None:
-    """Return the reduction of a registered model.
-
-    Raises:
-        DamagedError: If its basis cannot be read or does not match its key.
-    """
+    """Return the reduction of a registered model."""
     output = parse_output(identity.output)
     if not output.reduction:
         return None
     if output.reduction == "rp":
         return Projection(output.numbers)
-    reduction = FITTED[output.reduction]
+    reduction = fit_reduction.FITTED[output.reduction]
     basis = _load(snapshot, key, "basis.safetensors", reduction.load)
     if output.game and bases.own_recipe(reduction.save(basis)) != identity.basis:
         where = f"{names.model_path(key)}/basis.safetensors"
@@ -366,11 +336,7 @@ def _stored_reduction(snapshot: Snapshot, key: str, identity: Identity) -> Reduc
 
 
 def _load(snapshot: Snapshot, key: str, name: str, load: Callable[[bytes], T]) -> T:
-    """Read a model's file and parse it with `load`.
-
-    Raises:
-        DamagedError: If the file is missing or cannot be parsed.
-    """
+    """Read a model's file and parse it with `load`."""
     try:
         return load(snapshot.read_model(key, name)[name])
     except (SafetensorError, KeyError, ValueError) as error:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from wsa.encode.models import screen
 from wsa.encode.models.registry import (
     DEFAULT,
-    Request,
     for_games,
     known_aliases,
     parse_request,
     timm_alias,
 )
+from wsa.encode.registration.identity import matches
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError, UsageError
-from wsa.store.objects.model_spec import ModelSpec, parse_output, read_spec
+from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.snapshot import Snapshot
 
 
@@ -95,19 +95,13 @@ def default_models(snapshot: Snapshot, game: str) -> list[str]:
     specs = [spec for spec in specs if spec.game in ("", game)]
     chosen: set[str] = set()
     for request in for_games([parse_request(name, {}) for name in DEFAULT], [game]):
-        fitting = [spec.key for spec in specs if _is(spec, request)]
+        fitting = [spec.key for spec in specs if matches(spec, request)]
         if not fitting:
             return ready
         if len(fitting) > 1:
             raise _ambiguous(request.alias, fitting)
         chosen.add(_choose(snapshot, game, ready, fitting[0]))
     return [key for key in ready if key in chosen]
-
-
-def _is(spec: ModelSpec, request: Request) -> bool:
-    """Return whether a spec is that of a requested model without weights."""
-    there = (spec.alias, spec.timm_name, spec.source, spec.identity.output)
-    return there == (request.alias, request.timm_name, request.recorded, request.output)
 
 
 def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:

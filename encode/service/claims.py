@@ -42,8 +42,6 @@ class Claims:
     """The claims of one service.
 
     Args:
-        backend: Backend of the store.
-        service: Name of the service.
         grace_s: Seconds without a heartbeat of this service after which others may take over.
     """
 

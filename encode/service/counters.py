@@ -26,9 +26,7 @@ class Counters:
     """The content of the next heartbeat, which the encoding updates and other threads read.
 
     Args:
-        service: Name of the service.
         every: Seconds between two heartbeats.
-        asked: Models, as the user named them.
         games: Games; all if empty.
     """
 

@@ -42,7 +42,6 @@ def serve(host: str, port: int, apps: Mapping[str, WSGIApplication], flag: str) 
     """Serve until the block ends, and yield the server's URL without a trailing slash.
 
     Args:
-        host: Address to listen on.
         port: Port to listen on; 0 for any free one.
         apps: WSGI application for each path.
         flag: Option that sets the port, for messages.

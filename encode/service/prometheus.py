@@ -19,27 +19,28 @@ class _Service(Collector):
 
     def collect(self) -> Iterable[Metric]:
         heartbeat = self._read()
-        passes = CounterMetricFamily("wsa_passes", "Frames run through a model.", labels=["model"])
-        saved = CounterMetricFamily(
-            "wsa_passes_saved", "Frames copied instead of run.", labels=["model"]
-        )
+        for family, name, what, field in (
+            (CounterMetricFamily, "wsa_passes", "Frames run through a model.", "passes"),
+            (CounterMetricFamily, "wsa_passes_saved", "Frames copied instead of run.", "saved"),
+            (GaugeMetricFamily, "wsa_backlog_frames", "Frames still to encode.", "todo_frames"),
+            (
+                GaugeMetricFamily,
+                "wsa_segments_set_aside",
+                "Segments that failed every attempt.",
+                "set_aside",
+            ),
+        ):
+            metric = family(name, what, labels=["model"])
+            for model, work in heartbeat.models.items():
+                metric.add_metric([model], getattr(work, field))
+            yield metric
         segments = CounterMetricFamily(
             "wsa_segments", "Segments by what became of them.", labels=["model", "outcome"]
         )
-        backlog = GaugeMetricFamily(
-            "wsa_backlog_frames", "Frames still to encode.", labels=["model"]
-        )
-        aside = GaugeMetricFamily(
-            "wsa_segments_set_aside", "Segments that failed every attempt.", labels=["model"]
-        )
         for model, work in heartbeat.models.items():
-            passes.add_metric([model], work.passes)
-            saved.add_metric([model], work.saved)
             segments.add_metric([model, "done"], work.done)
             segments.add_metric([model, "failed"], work.failed)
-            backlog.add_metric([model], work.todo_frames)
-            aside.add_metric([model], work.set_aside)
-        yield from (passes, saved, segments, backlog, aside)
+        yield segments
         yield _gauge(
             "wsa_frames_per_second", "Frames encoded in a second.", heartbeat.frames_per_second
         )
@@ -60,11 +61,7 @@ def _gauge(name: str, what: str, value: float) -> Metric:
 
 
 def metrics_app(read: Callable[[], Heartbeat]) -> WSGIApplication:
-    """Return the WSGI application that answers `/metrics`.
-
-    Args:
-        read: Returns the current heartbeat.
-    """
+    """Return the WSGI application that answers `/metrics`."""
     registry = CollectorRegistry()
     registry.register(_Service(read))
     return make_wsgi_app(registry)

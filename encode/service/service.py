@@ -57,7 +57,6 @@ class Service:
         poll_s: Seconds between checks of the store while there is nothing to do.
         heartbeat_s: Seconds between two heartbeats.
         metrics: Address and port to serve the status page and Prometheus metrics on; None for neither.
-        listen: Called with every event.
     """
 
     def __init__(

@@ -143,8 +143,6 @@ def read_status(backend: Backend, snapshot: Snapshot, known: Digests | None = No
     """Read the status of a store.
 
     Args:
-        backend: The store.
-        snapshot: The store's current snapshot.
         known: Digests that were read before. This call adds those that it reads.
 
     Raises:

@@ -306,7 +306,8 @@ def test_a_gpu_gets_full_batches_and_returns_every_row_once(count: int, batches:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-        rows = staging.run_on_gpu(function, frames, batches, CPU, FakeCuda())
+        patch.setattr(torch, "cuda", FakeCuda())
+        rows = staging.run_on_gpu(function, frames, batches, CPU)
     np.testing.assert_array_equal(rows.numpy(), frames.reshape(count, -1).astype(np.float32) * 2)
     whole, rest = divmod(count, batches[-1])
     last = [min(size for size in batches if size >= rest)] if rest else []
@@ -316,7 +317,8 @@ def test_a_gpu_gets_full_batches_and_returns_every_row_once(count: int, batches:
 def test_the_host_waits_only_for_the_batch_before_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     cuda = FakeCuda()
-    staging.run_on_gpu(lambda part: part.float(), np.zeros((8, 2), np.uint8), [2], CPU, cuda)
+    monkeypatch.setattr(torch, "cuda", cuda)
+    staging.run_on_gpu(lambda part: part.float(), np.zeros((8, 2), np.uint8), [2], CPU)
     compute = "computing waits for copies"
     assert cuda.log == [
         "copies waits for computing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from wsa.encode.jobs.report import run_values, summary
 from wsa.encode.jobs.run import encode
 from wsa.encode.models import screen
 from wsa.encode.models.registry import for_games, parse_request
-from wsa.encode.registration import fit_reduction, game_levels
+from wsa.encode.registration import fit_reduction
 from wsa.encode.registration.register import open_model, register
 from wsa.encode.service.status import Backlog, read_status
 from wsa.learn.envs import atari
@@ -174,11 +175,11 @@ def test_a_number_of_levels_out_of_range_is_refused(
 
 def test_levels_of_every_ale_game_are_shipped() -> None:
     for game in atari.games():
-        known = game_levels.load(game)
+        known = fit_reduction.game_levels(game)
         assert known is not None, game
         assert known[0].background.shape == (screen.SEES.height, screen.SEES.width)
         assert len(known[0].levels) >= 1 and len(known[1]) >= 1
-    assert game_levels.load("NoGameOfThisName") is None
+    assert fit_reduction.game_levels("NoGameOfThisName") is None
 
 
 @pytest.mark.variants
