@@ -12,6 +12,8 @@ from wsa.store.backends.base import MAX_FILE_BYTES, Entry, too_large
 from wsa.store.common.atomic_files import TEMPORARY, storage_errors, write_once
 from wsa.store.common.errors import DamagedError, MissingError
 
+_NO_FILE = FileNotFoundError, NotADirectoryError, IsADirectoryError
+
 
 class LocalBackend:
     """Files below one folder. Paths and symbolic links that lead out of it are refused.
@@ -68,7 +70,7 @@ class LocalBackend:
     def delete(self, path: str) -> None:
         """Remove a file, if there is one."""
         full = self._inside(path)
-        with storage_errors(full), contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        with storage_errors(full), contextlib.suppress(*_NO_FILE):
             full.unlink()
 
     def stat(self, path: str) -> int | None:

@@ -121,8 +121,9 @@ class BackendSuite:
     def test_what_is_not_there(self, backend: Backend) -> None:
         """Missing files, folders and prefixes of names all count as missing."""
         backend.put_new("games/Pong/a", b"x")
-        # A folder is not a file, nor is a prefix of a file's name.
-        for path in ("nothing", "games/nothing", "games", "games/Pong", "games/Pon", "games/Pong/"):
+        # A folder is not a file, nor is a prefix of a file's name, and a file is no folder.
+        missing = ("nothing", "games/nothing", "games", "games/Pong", "games/Pon", "games/Pong/")
+        for path in (*missing, "games/Pong/a/b"):
             with pytest.raises(FileNotFoundError):
                 backend.get(path)
             assert backend.stat(path) is None
