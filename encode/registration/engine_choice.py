@@ -172,17 +172,18 @@ class Engines:
         device = self.encoder("torch", "fp32").device
         self._measure("torch", "fp32")  # First, because PyTorch gives the clearest errors.
         auto = asked == "auto"
-        measured, others = [], []
+        measured, others, failures = [], [], []
         for name in engines.offered(device, precision) if auto else [asked]:
             try:
                 rate, _ = self._measure(name, precision)
             except ConflictError as error:  # Not every network can be converted.
-                if not auto:
-                    raise
+                failures.append(error)
                 others.append(LeftOut(name, str(error)))
             else:
                 errors = self._errors(name, precision)
                 measured.append(EngineChoice(name, rate, errors, network=self._network))
+        if not measured:
+            raise failures[0]
         most = MAX_ENGINE_ERROR if precision == "fp32" else limit
         right = [choice for choice in measured if choice.error <= most]
         if not right:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable
@@ -228,3 +229,19 @@ def test_inputs_of_a_game_are_consecutive_steps_of_one_episode(
 def test_a_game_in_which_nothing_changes_gives_no_inputs(store: Backend, fill: Fill) -> None:
     fill(store, [[0]])
     assert game_inputs(take_snapshot(store), ["Pong"], 1) == {}
+
+
+def test_a_model_that_no_engine_runs_in_a_precision_is_named(
+    store: Backend, small: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Eager.__call__
+
+    def fail(self: Any, pixels: Tensor) -> Tensor:
+        if self._precision == "bf16":
+            raise RuntimeError("no such operation")
+        return call(self, pixels)
+
+    monkeypatch.setattr(Eager, "__call__", fail)
+    request = dataclasses.replace(small(), precision="bf16")
+    with pytest.raises(ConflictError, match=r"small_a_1 fails when torch runs it .*no such op"):
+        register(take_snapshot(store), request, 0.1)
