@@ -216,11 +216,11 @@ def worker_bytes(
     tasks = at_once * (COPIES_OF_FRAMES * frames + window_bytes + 10 * embeddings)
     waiting = TASKS_A_THREAD * at_once * 4 * embeddings
     screen = max(frame_bytes, LARGEST_SCREEN)  # The probe frames have the largest screens too.
-    fit = max(
+    fits = (
         count * (m.window * screen + COPIES_OF_FEATURES * 4 * m.features)
         for count, m in zip(fitted, found.models, strict=True)
     )
-    return int(SPARE * (found.peak + max(tasks + waiting, fit)))
+    return int(SPARE * (found.peak + max(tasks + waiting, max(fits, default=0))))
 
 
 def peak_bytes() -> int:

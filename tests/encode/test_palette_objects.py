@@ -256,6 +256,17 @@ def test_each_game_is_encoded_by_its_own_models_only(two_games: Backend) -> None
     assert again.models and {m.spec.key for m in again.models} == set(snapshot.models)
 
 
+def test_a_model_of_another_game_has_nothing_to_do(
+    two_games: Backend, run_wsa: Callable[..., tuple[int, str, str]]
+) -> None:
+    encode(two_games, Encoding(REQUESTS[:1], ["Pong"]), scheduler="inproc")
+    (key,) = take_snapshot(two_games).models
+    command = ("encode", "--store", two_games.url, "--models", key, "--game", "Breakout", "--json")
+    for options in ((), ("--dry-run",)):
+        code, out, err = run_wsa(*command, "--scheduler", "inproc", *options)
+        assert code == 0 and json.loads(out)["models"] == {}, err
+
+
 def test_cached_codes_equal_live_ones_to_the_last_bit(two_games: Backend) -> None:
     encode(two_games, Encoding(REQUESTS, ["Pong"]), scheduler="inproc")
     snapshot = take_snapshot(two_games)
