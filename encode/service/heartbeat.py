@@ -95,7 +95,7 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     errors: Number
     asked: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)]
     games: Annotated[tuple[Text, ...], msgspec.Meta(max_length=128)]
-    models: Annotated[dict[Text, ModelCounters], msgspec.Meta(max_length=64)]
+    models: Annotated[dict[Text, ModelCounters], msgspec.Meta(max_length=1024)]
     frames_per_second: Seconds
     frames_per_second_overall: Seconds
     last_commit: Seconds

@@ -77,6 +77,7 @@ class Service:
         name = heartbeat.new_service()
         self.counters = Counters(name, heartbeat_s, asked, encoding.games)
         self.claims = Claims(self._backend, name, heartbeat.MISSED_HEARTBEATS * heartbeat_s)
+        self._started = False  # Whether models were registered, perhaps none, without an error.
         self._registered: dict[str, Registered] = {}
         self._digests: Digests = {}
         self._skipped: dict[Name, tuple[float, AttemptFailed]] = {}
@@ -134,7 +135,7 @@ class Service:
                 with self._connect() as (client, threads):
                     self._serve(Workers(client, self._encoding.device, self._listen, threads))
             except Exception as error:  # Dask raises many kinds, all of them temporary.
-                if not self._registered:
+                if not self._started:
                     raise
                 # Connect again, since workers that could not open a model may be fixed by now.
                 known = isinstance(error, WsaError) and not isinstance(error, StorageError)
@@ -146,7 +147,7 @@ class Service:
             try:
                 worked = self._round(workers)
             except (StorageError, DamagedError) as error:
-                if not self._registered or workers.client.status != "running":
+                if not self._started or workers.client.status != "running":
                     raise
                 down = error.kind in ("unavailable", "no-space", "no-permission")
                 self._back_off("storage-down" if down else "trouble", error)
@@ -160,7 +161,7 @@ class Service:
         self.counters.set_workers(workers.count())
         self._snapshot = take_snapshot(self._backend, self._snapshot)
         lost = not self._registered.keys() <= set(self._snapshot.models)
-        if not self._registered or lost or self._lacks_fitted_models():
+        if not self._started or lost or self._lacks_fitted_models():
             self._register(workers)
         self._check_precision(workers)
         todo = self._pending_pairs()
@@ -195,6 +196,7 @@ class Service:
         encoding = self._encoding.of(sorted(games))
         registered = register_all(workers, self._backend.url, encoding)
         self._registered = {one.spec.key: one for one in registered}
+        self._started = True
         self._checked_games |= games
         self._registered_games |= games
         self._snapshot = take_snapshot(self._backend, self._snapshot)

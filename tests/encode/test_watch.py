@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
+from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.events import AttemptFailed, SegmentDone
+from wsa.encode.models.registry import parse_request
 from wsa.encode.service.claims import Claims
 from wsa.encode.service.counters import Counters
 from wsa.encode.service.heartbeat import (
@@ -23,9 +28,11 @@ from wsa.encode.service.heartbeat import (
     newest_heartbeats,
     read_heartbeats,
 )
+from wsa.encode.service.service import Service
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
-from wsa.store.common.errors import ConflictError
+from wsa.store.common.errors import ConflictError, StorageError
+from wsa.store.common.games import GAMES
 from wsa.store.maintenance.sweep import sweep
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store
@@ -214,3 +221,38 @@ def test_invalid_options_of_a_service_are_refused(
 ) -> None:
     code, _, err = run_wsa("encode", "--watch", "--store", store.url, *options)
     assert code == 2 and options[0] in err
+
+
+def test_a_heartbeat_has_room_for_two_models_of_every_game(store: Backend) -> None:
+    """`palette` and `objects`, the default, are fitted on each game."""
+    models = {
+        f"{alias}-{number:012x}": ModelCounters(*[10**6] * 7)
+        for alias in ("palette", "objects")
+        for number in range(len(GAMES))
+    }
+    put(store, make_heartbeat(models=models, set_aside=("x" * 1000,) * 16, trouble="x" * 1000))
+    (stored,) = read_heartbeats(store)
+    assert stored.heartbeat.models == models
+
+
+def test_a_service_without_frames_yet_waits_out_an_error(
+    store: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Models that are fitted on a game are registered when the store has one."""
+    request = parse_request("palette", {})
+    service = Service(
+        take_snapshot(store), Encoding([request]), asked=["palette"], connect=contextlib.nullcontext
+    )
+    outcomes = iter([None, None, StorageError("unavailable", "No answer."), KeyboardInterrupt()])
+
+    def snapshot(*arguments: Any) -> Any:
+        if outcome := next(outcomes):
+            raise outcome
+        return take_snapshot(*arguments)
+
+    monkeypatch.setattr("wsa.encode.service.service.take_snapshot", snapshot)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    workers: Any = SimpleNamespace(count=lambda: 1, client=SimpleNamespace(status="running"))
+    with pytest.raises(KeyboardInterrupt):
+        service._serve(workers)
+    assert "storage-down: No answer." in capsys.readouterr().err
