@@ -45,7 +45,9 @@ class Catalog:
     """Cached records of the store at `url`."""
 
     def __init__(self, url: str) -> None:
-        self._path = cache_folder() / "catalog" / f"{hashing.identity(url)[:24]}.sqlite"
+        self._path: Path | None = None  # Without a folder for it, nothing is cached.
+        with contextlib.suppress(UsageError):
+            self._path = cache_folder() / "catalog" / f"{hashing.identity(url)[:24]}.sqlite"
 
     def read(self) -> dict[Entry, bytes]:
         """Return every cached record by its file's entry in the listing."""
@@ -57,8 +59,8 @@ class Catalog:
                 cached[Entry(*entry)] = data
 
         with contextlib.suppress(OSError):
-            if self._path.exists():
-                self._run(work)
+            if self._path and self._path.exists():
+                self._run(self._path, work)
         return cached
 
     def add(self, records: Mapping[Entry, bytes]) -> None:
@@ -73,18 +75,18 @@ class Catalog:
             database.executemany("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?)", rows)
 
         with contextlib.suppress(OSError):
-            if rows:
+            if rows and self._path:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._run(work)
+                self._run(self._path, work)
 
-    def _run(self, work: Callable[[sqlite3.Connection], None]) -> None:
+    def _run(self, path: Path, work: Callable[[sqlite3.Connection], None]) -> None:
         """Run `work` on the database; remove a broken one, skip a locked or forbidden one."""
         try:
-            with contextlib.closing(sqlite3.connect(self._path, timeout=1)) as database:
+            with contextlib.closing(sqlite3.connect(path, timeout=1)) as database:
                 database.execute("PRAGMA synchronous=OFF")
                 with database:
                     work(database)
         except sqlite3.OperationalError:
             pass
         except sqlite3.DatabaseError:
-            self._path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

@@ -243,3 +243,12 @@ def test_processes_share_a_cache(kit, template, on_disk, cache, nursery):
     assert read == [] and len(commits) == COUNT
     checks = kit.hashing.identity(sorted(c.check for c in commits.values()))
     assert reports == {f"{len(commits)} {checks}"}
+
+
+def test_a_store_is_read_without_a_folder_for_the_cache(many, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("WSA_CACHE")
+    monkeypatch.setattr("platformdirs.user_cache_path", fail)
+    assert len(take_snapshot(many).commits) == COUNT
