@@ -7,6 +7,7 @@ import os
 import stat
 from pathlib import Path
 
+from wsa.store.backends.open import open_backend
 from wsa.store.common import atomic_files, terminal
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.configs import InitOptions
@@ -27,7 +28,7 @@ def init(o: InitOptions) -> int:
             "--shared sets the permissions of a folder; who may write to a bucket is set where the "
             "bucket is kept.",
         )
-    root = Path(o.store.removeprefix("file://")).expanduser().absolute()
+    root = Path(open_backend(o.store).url)
     with atomic_files.storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         _share(root, o.group)

@@ -186,3 +186,12 @@ def test_init_starts_a_store_once(tmp_path, capsys):
         assert main(["init", "--store", str(tmp_path / "new"), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["store"] == str(tmp_path / "new")
     assert (tmp_path / "new" / "wsa.json").is_file()
+
+
+def test_without_a_store_and_a_home_no_folder_is_shared(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME", raising=False)
+    mode = tmp_path.stat().st_mode
+    assert main(["init", "--shared", "--store", ""]) == 2
+    assert "No store is named" in capsys.readouterr().err
+    assert tmp_path.stat().st_mode == mode and not list(tmp_path.iterdir())
