@@ -164,12 +164,15 @@ def _watch(o: EncodeOptions, snapshot: Snapshot, encoding: Encoding) -> NoReturn
 
 def _write_report(o: EncodeOptions, report: EncodeReport) -> None:
     """Write the report if anything was done, and log its folder."""
-    if report.done or report.failures:
-        name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
-        folder = (
-            Path(o.worker.report) if o.worker.report else cache_folder() / "encode-reports" / name
-        )
-        _log.info(f"report {write_report(folder, report)}")
+    if not (report.done or report.failures):
+        return
+    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+    try:
+        folder = Path(o.worker.report or cache_folder() / "encode-reports" / name)
+    except UsageError as error:  # No folder was asked for, and the user has none.
+        _log.info(f"no report: {error}")
+        return
+    _log.info(f"report {write_report(folder, report)}")
 
 
 def _print(report: EncodeReport) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_kit import ENCODE, OTHER_MODEL
 
 from wsa import cli
 from wsa.encode.inference.encoder import choose_device
@@ -114,6 +115,17 @@ def test_a_user_without_a_home_is_asked_for_a_place(monkeypatch, capsys):
     )
     with pytest.raises(UsageError, match="Set WSA_CACHE"):
         cache_folder()
+
+
+def test_an_encoding_without_a_folder_for_its_report_is_done(filled, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("WSA_CACHE")
+    monkeypatch.setattr("platformdirs.user_cache_path", fail)
+    outcome = filled("encode", "--models", OTHER_MODEL, *ENCODE[3:])
+    assert outcome.code == 0 and "no report: You have no home folder" in outcome.err
+    assert "objects" in outcome.out
 
 
 def test_a_missing_gpu_is_an_error(wsa, monkeypatch):
