@@ -136,28 +136,21 @@ class EncodeOptions(StoreOptions, Work):
 
 
 def weights_files(given: Sequence[str]) -> dict[str, str]:
-    """Parse the pairs of `--weights` into a dict from alias to file.
+    """Parse the pairs of `--weights` into a dict from alias to file, as `pairs` does."""
+    return pairs("--weights", given, "ALIAS=FILE, such as vit=path.safetensors")
+
+
+def pairs(
+    flag: str, given: Sequence[str], form: str = "ALIAS=VALUE, such as mine=MIT"
+) -> dict[str, str]:
+    """Parse an option's pairs into a dict.
 
     Raises:
         UsageError: If a pair has no '='.
     """
     for pair in given:
         if "=" not in pair:
-            raise UsageError(
-                "bad-option", f"--weights {pair}: write ALIAS=FILE, such as vit=path.safetensors."
-            )
-    return pairs("--weights", given)
-
-
-def pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
-    """Parse an option's `ALIAS=VALUE` pairs into a dict.
-
-    Raises:
-        UsageError: If a pair has no '='.
-    """
-    for pair in given:
-        if "=" not in pair:
-            raise UsageError("bad-option", f"{flag} {pair}: write ALIAS=VALUE, such as mine=MIT.")
+            raise UsageError("bad-option", f"{flag} {pair}: write {form}.")
     return dict(pair.split("=", 1) for pair in given)
 
 

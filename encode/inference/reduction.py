@@ -195,22 +195,20 @@ def fit(features: Tensor, numbers: int) -> Basis:
 
 def save(basis: Basis) -> bytes:
     """Serialize the basis as safetensors bytes, with its two matrices in half precision."""
-    return safetensors.torch.save(_halves(basis))
+    return safetensors.torch.save(
+        {
+            "channel_mean": basis.channel_mean,
+            "channels": basis.channels.half(),
+            "grid_mean": basis.grid_mean,
+            "grid": basis.grid.half(),
+        }
+    )
 
 
 def load(data: bytes) -> Basis:
     """Restore a basis from the bytes of `save`."""
     tensors = safetensors.torch.load(data)
     return Basis(*(tensors[field.name].to(torch.float32) for field in dataclasses.fields(Basis)))
-
-
-def _halves(basis: Basis) -> dict[str, Tensor]:
-    return {
-        "channel_mean": basis.channel_mean,
-        "channels": basis.channels.half(),
-        "grid_mean": basis.grid_mean,
-        "grid": basis.grid.half(),
-    }
 
 
 def _leading(centred: Tensor, numbers: int) -> Tensor:

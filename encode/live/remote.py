@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from distributed import CancelledError, wait
@@ -27,12 +28,6 @@ RETRIES = 3
 NO_WORKERS_S = 60
 
 
-class RemoteEngine(NamedTuple):
-    """Name of an engine on the workers."""
-
-    name: str
-
-
 class RemoteEncoder:
     """A model on remote workers, with the interface of `wsa.encode.inference.encoder.Encoder`.
 
@@ -45,7 +40,7 @@ class RemoteEncoder:
         in_parts: False, since all frames go to the workers at once.
         waits: True, since the work uses no core of this machine.
         passes: Number of frames that went through the network.
-        engine: Engine that the first worker used.
+        engine: Its `name` is that of the engine that the first worker used.
 
     Raises:
         StorageError, ConflictError, WsaError: For the reasons of `__call__`.
@@ -62,7 +57,7 @@ class RemoteEncoder:
         self._what = store, key, engine
         self.passes = 0
         # Open the model now, so that a run stops before it begins if no worker can.
-        self.engine = RemoteEngine(self._result([self._submit(engine_of)])[0])
+        self.engine = SimpleNamespace(name=self._result([self._submit(engine_of)])[0])
 
     def shrinks(self, screen: Sequence[int]) -> bool:
         """Return False: this process does not resize screens."""

@@ -17,7 +17,6 @@ from wsa.encode.inference.reduction import Reduction
 from wsa.encode.inference.segment_inputs import read_segment_frames
 from wsa.encode.registration import probe_frames
 from wsa.store.common.errors import MissingError
-from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.model_spec import Output
 from wsa.store.objects.snapshot import Snapshot
 
@@ -39,11 +38,9 @@ def recipe(output: Output) -> str:
     """
     if output.reduction == "rp":
         return bases.random_recipe()
-    if output.of_one_game:
+    if not output.reduction or output.game or output.of_one_game:
         return ""
-    return (
-        bases.recipe(probe_frames.frames_digest()) if output.reduction and not output.game else ""
-    )
+    return bases.recipe(probe_frames.frames_digest())
 
 
 def frames_needed(snapshot: Snapshot, output: Output, window: int = 1) -> int:
@@ -52,9 +49,8 @@ def frames_needed(snapshot: Snapshot, output: Output, window: int = 1) -> int:
         return 0
     if not output.game:
         return sum(len(part.frames) for part in probe_frames.load_frames())
-    return min(
-        _max_frames(output), sum(_input_counts(snapshot.segments_with_frames(output.game), window))
-    )
+    metas = snapshot.segments_with_frames(output.game)
+    return min(_max_frames(output), sum(meta.inputs(window) for meta in metas))
 
 
 def fit(encoder: Encoder, snapshot: Snapshot | None, output: Output, window: int) -> Reduction:
@@ -127,7 +123,7 @@ def game_inputs(snapshot: Snapshot, game: str, window: int, most: int) -> list[N
         MissingError: If the store has no frames of the game.
     """
     metas = snapshot.segments_with_frames(game)
-    edges = np.cumsum([0, *_input_counts(metas, window)])
+    edges = np.cumsum([0, *(meta.inputs(window) for meta in metas)])
     if not edges[-1]:
         raise MissingError(
             "no-frames",
@@ -141,7 +137,3 @@ def game_inputs(snapshot: Snapshot, game: str, window: int, most: int) -> list[N
         if len(indices):
             parts += read_segment_frames(snapshot, meta, rows=window > 1).inputs(window, indices)
     return parts
-
-
-def _input_counts(metas: list[SegmentMeta], window: int) -> list[int]:
-    return [meta.rows if window > 1 else meta.frames for meta in metas]

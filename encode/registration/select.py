@@ -60,18 +60,13 @@ def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[s
             them; the message has the command to run.
         UsageError: If an alias fits several models.
     """
-    url = snapshot.backend.url
-    if game not in snapshot.games:
-        raise MissingError(
-            "no-frames",
-            f"The store {url} has no frames of {game}. Collect some: wsa collect --game {game}",
-        )
+    snapshot.segments_of(game)
     ready = snapshot.models_of(game)
     if not asked:
         if not ready:
             raise MissingError(
                 "not-encoded",
-                f"No model has encoded {game} in {url}. Run: wsa encode --game {game}",
+                f"No model has encoded {game} in {snapshot.backend.url}. Run: wsa encode --game {game}",
             )
         return ready
     return list(dict.fromkeys(_choose(snapshot, game, ready, name) for name in asked))

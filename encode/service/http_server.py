@@ -85,9 +85,7 @@ def status_apps(reader: StatusReader) -> dict[str, WSGIApplication]:
         try:
             return HTTPStatus.OK, status_page(reader.read())
         except WsaError as error:
-            return HTTPStatus.SERVICE_UNAVAILABLE, error_page(
-                redact(reader.url), redact(str(error))
-            )
+            return HTTPStatus.SERVICE_UNAVAILABLE, error_page(reader.url, str(error))
 
     def values() -> tuple[HTTPStatus, str]:
         try:

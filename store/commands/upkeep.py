@@ -9,7 +9,7 @@ import re
 from wsa.store.common import terminal
 from wsa.store.common.errors import DamagedError, StorageError, UsageError
 from wsa.store.configs import DuOptions, SweepOptions, VerifyOptions
-from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.root import open_snapshot, open_store
 
 # Longest printed list. The rest is counted, and --json prints all.
 SHOWN = 20
@@ -19,7 +19,6 @@ def verify(o: VerifyOptions) -> int:
     """`wsa verify`: exit code 5 if there was damage, repaired or not."""
     from wsa.store.maintenance.repair import repair
     from wsa.store.maintenance.verify import verify as check
-    from wsa.store.objects.root import open_store
 
     share = sample_share(o.sample)
     backend = open_store(o.store)
@@ -78,7 +77,6 @@ def sample_share(text: str) -> float:
 def sweep(o: SweepOptions) -> int:
     """`wsa sweep`."""
     from wsa.store.maintenance.sweep import sweep as clean
-    from wsa.store.objects.root import open_store
 
     if not 1 <= o.grace_hours < math.inf:  # An active writer needs time to commit.
         raise UsageError("bad-option", f"--grace-hours must be 1 or more, not {o.grace_hours}.")

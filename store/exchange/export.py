@@ -216,13 +216,8 @@ def plan_export(
             lacks frames.
         ConflictError: If a model's embeddings, or the screens, differ in shape.
     """
-    segments = sorted(snapshot.segments(game), key=lambda m: (m.run, m.env, m.start))
+    segments = sorted(snapshot.segments_of(game), key=lambda m: (m.run, m.env, m.start))
     url = snapshot.backend.url
-    if not segments:
-        raise MissingError(
-            "no-frames",
-            f"The store {url} has no frames of {game}. Collect some: wsa collect --game {game}",
-        )
     wanted = {meta.segment for meta in segments}
     frames = sum(meta.frames for meta in segments)
     rows = sum(meta.rows for meta in segments)

@@ -24,11 +24,11 @@ import numpy as np
 
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
-from wsa.store.common.errors import DamagedError, MissingError
+from wsa.store.common.errors import DamagedError, MissingError, WsaError
 from wsa.store.format import records
 from wsa.store.format.arrays import Files
 from wsa.store.format.records import Commit, EmbeddingMeta, FramesMeta, Meta, ModelMeta, SegmentMeta
-from wsa.store.objects.snapshot import Snapshot, read_records, take_snapshot
+from wsa.store.objects.snapshot import Snapshot, read_each, take_snapshot
 from wsa.store.objects.writer import (
     PUTS_AT_ONCE,
     committed,
@@ -86,11 +86,15 @@ def survey(backend: Backend) -> tuple[Snapshot, tuple[Finding, ...]]:
     """
     with contextlib.suppress(DamagedError):
         return take_snapshot(backend), ()
-    commits, unreadable = read_records(backend)
-    for error in unreadable.values():
-        if not isinstance(error, DamagedError):
-            raise error
-    damaged = (Finding(path, str(error)) for path, error in sorted(unreadable.items()))
+    commits: dict[str, Commit] = {}
+    damaged: list[Finding] = []
+    for path, outcome in read_each(backend):
+        if isinstance(outcome, DamagedError):
+            damaged.append(Finding(path, str(outcome)))
+        elif isinstance(outcome, WsaError):
+            raise outcome
+        elif outcome is not None:
+            commits[outcome.path] = outcome
     return Snapshot(backend, commits), tuple(damaged)
 
 

@@ -236,6 +236,11 @@ def meta_path(meta: Meta) -> str:
     return names.model_path(meta.model)
 
 
+def record_path(path: str) -> str:
+    """Return the path of the record that makes the object at `path` visible."""
+    return names.commit_path(hashing.object_id(path))
+
+
 def seal(commit: Commit) -> Commit:
     """Return the record with `check` filled in."""
     bare = msgspec.structs.replace(commit, check="")
@@ -259,7 +264,7 @@ def read_commit(data: bytes, where: str) -> Commit:
     """
     head = read_json(data, _Head, where)  # Records of later versions have other fields.
     if head.check != _checksum(data, head.check):
-        raise DamagedError("bad-record", _damaged(where, "its checksum does not fit its content"))
+        raise _damaged(where, "its checksum does not fit its content")
     if head.version != VERSION:
         raise ConflictError(
             "other-format",
@@ -268,20 +273,20 @@ def read_commit(data: bytes, where: str) -> Commit:
         )
     commit = read_json(data, Commit, where)
     if hashing.canonical(commit) != data:
-        raise DamagedError("bad-record", _damaged(where, "it is not canonical JSON"))
+        raise _damaged(where, "it is not canonical JSON")
     try:
         expected = names.commit_path(commit.id)
     except ValueError as error:
-        raise DamagedError("bad-record", _damaged(where, str(error))) from None
+        raise _damaged(where, str(error)) from None
     if where != expected:
-        raise DamagedError("bad-record", _damaged(where, f"it belongs at {expected}"))
+        raise _damaged(where, f"it belongs at {expected}")
     for file in commit.files:
         if not _FILE.fullmatch(file.name):
-            raise DamagedError("bad-record", _damaged(where, f"it names a file {file.name!r}"))
+            raise _damaged(where, f"it names a file {file.name!r}")
     limit = _max_bytes(commit.meta)
     if commit.bytes > limit:
         why = f"its files would have {commit.bytes} bytes, and {limit} at most can be right"
-        raise DamagedError("bad-record", _damaged(where, why))
+        raise _damaged(where, why)
     return commit
 
 
@@ -324,12 +329,12 @@ def read_json(data: bytes, kind: type[T], where: str, limit_bytes: int = MAX_REC
         DamagedError: If the data is too large, not JSON, or not of that type.
     """
     if len(data) > limit_bytes:
-        raise DamagedError("bad-record", _damaged(where, f"it has {len(data)} bytes"))
+        raise _damaged(where, f"it has {len(data)} bytes")
     _prepare(kind)
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise DamagedError("bad-record", _damaged(where, str(error))) from None
+        raise _damaged(where, str(error)) from None
 
 
 _prepared: set[Any] = set()
@@ -344,8 +349,9 @@ def _prepare(kind: Any) -> None:
             _prepared.add(kind)
 
 
-def _damaged(where: str, why: str) -> str:
-    return (
+def _damaged(where: str, why: str) -> DamagedError:
+    return DamagedError(
+        "bad-record",
         f"{where} is damaged: {why}. 'wsa verify' shows what it concerns; 'wsa verify --repair' "
-        "moves what is left to damaged/, and says what to run to make the object again."
+        "moves what is left to damaged/, and says what to run to make the object again.",
     )

@@ -73,7 +73,7 @@ def _repair(backend: Backend, path: str, damage: Sequence[Damage]) -> Repair:
 
 def _set_object_aside(backend: Backend, damage: Damage) -> Repair:
     """Copy a damaged object to `damaged/`, then remove its record, then its files."""
-    record = names.commit_path(hashing.object_id(damage.path))
+    record = records.record_path(damage.path)
     commit = read_record(backend, record)
     if commit is None or commit.attempt != damage.attempt:
         return Repair(damage.path, "", (), "nothing: it is another's by now")

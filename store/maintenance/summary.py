@@ -66,12 +66,7 @@ def summarise(snapshot: Snapshot, game: str) -> GameSummary:
     Raises:
         MissingError: If the store has no segment of the game.
     """
-    if not snapshot.segments(game):
-        raise MissingError(
-            "no-frames",
-            f"The store {snapshot.backend.url} has no frames of {game}. Collect some: "
-            f"wsa collect --game {game}",
-        )
+    snapshot.segments_of(game)
     return _summarize(game, commits_of(snapshot, game))
 
 
@@ -191,15 +186,11 @@ def model_card(snapshot: Snapshot, key: str) -> dict[str, Any]:
     Raises:
         MissingError: If there is no such model.
     """
-    if key not in snapshot.models:
-        raise MissingError(
-            "not-encoded",
-            f"The store {snapshot.backend.url} has no model {key}. 'wsa models' lists them.",
-        )
+    described = describe(snapshot, key)
     embeddings = snapshot.embeddings(model=key)
     games = {game: len(snapshot.segments(game)) for game in sorted({e.game for e in embeddings})}
     return {
-        **describe(snapshot, key),
+        **described,
         "seconds": sum(e.seconds for e in embeddings),
         "games": {
             game: f"{sum(e.game == game for e in embeddings):,} of {count:,} segments"

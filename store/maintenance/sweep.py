@@ -18,10 +18,10 @@ import re
 import uuid
 
 from wsa.store.backends.base import Backend
-from wsa.store.common import hashing, names
+from wsa.store.common import names
 from wsa.store.common.atomic_files import TEMPORARY
 from wsa.store.common.errors import DamagedError, StorageError, UsageError
-from wsa.store.format.records import Commit
+from wsa.store.format.records import Commit, record_path
 from wsa.store.objects.snapshot import read_each, read_record
 
 # Folder where `wsa verify --repair` keeps damaged objects.
@@ -117,8 +117,7 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
     oldest = (_clock(backend) if now is None else now) - grace_s
     # List files before records, so that files committed in between have a record.
     listing = list_attempts(backend)
-    paths = [entry.path for entry in backend.list("commits") if names.is_record(entry.path)]
-    for _, commit in read_each(backend, paths):
+    for _, commit in read_each(backend):
         if isinstance(commit, Commit):
             listing.attempts.pop(commit.folder, None)
     old = {path: sign for path, sign in listing.signs.items() if sign.newest <= oldest}
@@ -131,9 +130,7 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
         if not _is_file(path):
             # Look again, by name: a listing may be outdated, and time has passed since.
             try:
-                commit = read_record(
-                    backend, names.commit_path(hashing.object_id(path.rpartition("/")[0]))
-                )
+                commit = read_record(backend, record_path(path.rpartition("/")[0]))
             except (DamagedError, StorageError):
                 protected += attempt.files
                 continue

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from wsa.store.backends.base import Backend
-from wsa.store.common import hashing, names
+from wsa.store.common import names
 from wsa.store.common.errors import DamagedError, Kind, StorageError, WsaError
 from wsa.store.format import arrays as layout
 from wsa.store.format import records
@@ -153,7 +153,7 @@ def verify(
     # A record's name is the hash of its object's path. So the paths of files without a readable
     # record tell which object a damaged record belongs to.
     orphans = {path.rpartition("/")[0] for path in listing.attempts}
-    by_record = {names.commit_path(hashing.object_id(path)): path for path in orphans}
+    by_record = {records.record_path(path): path for path in orphans}
     damage = [_with_object(one, by_record) for one in damage]
     return Report(
         objects=objects,
@@ -198,7 +198,7 @@ class _Counts:
         for path, (segment, column, count) in self._embeddings.items():
             if segment not in self._segments or self._segments[segment][column] == count:
                 continue
-            commit = read_record(backend, names.commit_path(hashing.object_id(path)))
+            commit = read_record(backend, records.record_path(path))
             if commit is not None and isinstance(commit.meta, EmbeddingMeta):
                 why = (
                     f"{path} has {count} embeddings, and its segment {self._segments[segment][column]} "
@@ -254,8 +254,8 @@ def _check_object(snapshot: Snapshot, commit: Commit) -> Iterator[Damage]:
                 stored = check_metadata(files.get(f"{prefix}zarr.json"), shape, dtype, chunk)
                 rows = tuple(layout.damaged_rows(stored, data))
         yield _damage(commit, name, rows, why)
-    for error, _ in bad.values():  # Files outside the arrays, on which the whole object depends.
-        yield _damage(commit, "", (), error)
+    for why, _ in bad.values():  # Files outside the arrays, on which the whole object depends.
+        yield _damage(commit, "", (), why)
 
 
 def _read_one_by_one(
@@ -267,7 +267,8 @@ def _read_one_by_one(
         The files that are what was committed; and for each of the others the error, and its bytes
         if they can be read.
     """
-    files, bad = {}, {}
+    files: dict[str, bytes] = {}
+    bad: dict[str, tuple[WsaError, bytes | None]] = {}
     for file in commit.files:
         try:
             files[file.name] = snapshot.read_file(commit, file)

@@ -123,6 +123,8 @@ class FlatMap:
         windows: Each model's window.
         shapes: Shape of each model's embedding.
         columns: Each model's columns in `embeddings`, or in `windowed` if its window is above 1.
+        places: Each model's columns in a row of all models' embeddings, in the order of `models`.
+        width, window_width: Number of values in a row of `embeddings`, and of `windowed`.
         rows: Structured array of `ROW`, shape (R,), mapped.
         embeddings: Embeddings of frames, shape (N, width), float16 or float32, mapped.
         digests: Digest of the frame of each row of `embeddings`, shape (N, 16), uint8, mapped.
@@ -137,20 +139,21 @@ class FlatMap:
         self.windows = contents.windows
         self.shapes = contents.shapes
         self.columns = in_files(contents.windows, contents.shapes)
+        self.places = side_by_side(contents.shapes)
+        self.width = contents.width(windowed=False)
+        self.window_width = contents.width(windowed=True)
         known = {meta.segment for meta in snapshot.segments(contents.game)}
         parts = [part for part in contents.parts if part.segment in known]
         self.parts = sorted(parts, key=lambda part: part.segment)
         total_rows, total_frames = _totals(contents.parts)
         self.rows = np.memmap(folder / "rows.bin", ROW, "r", shape=(total_rows,))
-        frame_width, window_width = contents.width(windowed=False), contents.width(windowed=True)
+        digest_shape = (total_frames, hashing.DIGEST_BYTES)
+        self.digests = _map_file(folder / "digests.bin", "uint8", digest_shape)
         self.embeddings = _map_file(
-            folder / "embeddings.bin", contents.dtype, (total_frames, frame_width)
-        )
-        self.digests = _map_file(
-            folder / "digests.bin", "uint8", (total_frames, hashing.DIGEST_BYTES)
+            folder / "embeddings.bin", contents.dtype, (total_frames, self.width)
         )
         self.windowed = _map_file(
-            folder / "windows.bin", contents.dtype, (total_rows, window_width)
+            folder / "windows.bin", contents.dtype, (total_rows, self.window_width)
         )
         actions = np.asarray(self.rows["action"])
         self.steps = np.concatenate(
@@ -159,21 +162,6 @@ class FlatMap:
                 for part in self.parts
             ]
         )
-
-    @property
-    def width(self) -> int:
-        """Number of values in a row of `embeddings`."""
-        return int(self.embeddings.shape[1])
-
-    @property
-    def places(self) -> list[slice]:
-        """Each model's columns in a row of all models' embeddings, in the order of `models`."""
-        return side_by_side(self.shapes)
-
-    @property
-    def window_width(self) -> int:
-        """Number of values in a row of `windowed`; 0 if no model has a window above 1."""
-        return int(self.windowed.shape[1])
 
     def gather(self, frames: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
         """Copy rows of `embeddings` into `out` and return it.
@@ -239,13 +227,7 @@ def materialise(
     """
     if not models:
         raise UsageError("bad-option", "Name at least one model with --models.")
-    segments = snapshot.segments(game)
-    if not segments:
-        raise MissingError(
-            "no-frames",
-            f"The store {snapshot.backend.url} has no frames of {game}. Collect some: "
-            f"wsa collect --game {game}",
-        )
+    segments = snapshot.segments_of(game)
     _require_encoded(snapshot, game, models, segments)
     windows, shapes, dtype = shapes_of(snapshot, game, models)
     name = hashing.identity([snapshot.backend.url, game, list(models)])[:24]

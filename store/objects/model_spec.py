@@ -251,5 +251,5 @@ def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
 
 def how_to_remove(key: str) -> str:
     """Return the remedy for a model that cannot be read, to end a message."""
-    record = names.commit_path(hashing.object_id(names.model_path(key)))
+    record = records.record_path(names.model_path(key))
     return f"It was committed so: remove {record}, and encode again."

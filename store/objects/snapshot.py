@@ -65,6 +65,20 @@ class Snapshot:
         """Segments of one game or of all games, sorted by game and id."""
         return _select(self._segments, game)
 
+    def segments_of(self, game: str) -> list[SegmentMeta]:
+        """Segments of a game, sorted by id.
+
+        Raises:
+            MissingError: If there are none.
+        """
+        if segments := self.segments(game):
+            return segments
+        raise MissingError(
+            "no-frames",
+            f"The store {self.backend.url} has no frames of {game}. Collect some: "
+            f"wsa collect --game {game}",
+        )
+
     def frames(self, game: str | None = None) -> list[FramesMeta]:
         """Frames objects, sorted like segments; a segment pulled without frames has none."""
         return _select(self._frames, game)
@@ -331,26 +345,8 @@ def list_records(backend: Backend) -> list[Entry]:
     return sorted(entry for entry in backend.list("commits") if names.is_record(entry.path))
 
 
-def read_records(backend: Backend) -> tuple[dict[str, Commit], dict[str, WsaError]]:
-    """Read every record.
-
-    Returns:
-        Records by the path of their object, and the errors of unreadable records by their own path.
-    """
-    commits: dict[str, Commit] = {}
-    unreadable: dict[str, WsaError] = {}
-    for path, outcome in read_each(backend, [entry.path for entry in list_records(backend)]):
-        if isinstance(outcome, WsaError):
-            unreadable[path] = outcome
-        elif outcome is not None:
-            commits[outcome.path] = outcome
-    return commits, unreadable
-
-
-def read_each(
-    backend: Backend, paths: Sequence[str]
-) -> Iterator[tuple[str, Commit | WsaError | None]]:
-    """Yield (path, record) for each path: an error if it is unreadable, None if it was removed."""
+def read_each(backend: Backend) -> Iterator[tuple[str, Commit | WsaError | None]]:
+    """Yield (path, record) of every record: an error if it is unreadable, None if it was removed."""
 
     def read(path: str) -> Commit | WsaError | None:
         try:
@@ -358,6 +354,7 @@ def read_each(
         except (DamagedError, StorageError) as error:
             return type(error)(error.kind, str(error))  # Without a traceback that keeps the bytes.
 
+    paths = [entry.path for entry in list_records(backend)]
     # In blocks, so that a million records are not in memory at once.
     for at in range(0, len(paths), 1024):
         block = paths[at : at + 1024]
@@ -385,7 +382,7 @@ def take_objects(backend: Backend, paths: Iterable[str]) -> Snapshot:
     """
     commits = {}
     for path in paths:
-        commit = read_record(backend, names.commit_path(hashing.object_id(path)))
+        commit = read_record(backend, records.record_path(path))
         if commit is None:
             raise MissingError("not-encoded", f"The store {backend.url} has no {path}.")
         commits[path] = commit

@@ -118,7 +118,7 @@ def commit_model(backend: Backend, meta: ModelMeta, files: layout.Files) -> bool
 
 def committed(backend: Backend, path: str) -> bool:
     """Whether the object at `path` is visible."""
-    return backend.stat(names.commit_path(hashing.object_id(path))) is not None
+    return backend.stat(records.record_path(path)) is not None
 
 
 def _commit(backend: Backend, commit: Commit, files: layout.Files) -> bool:

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from wsa.store.backends.base import Backend
-from wsa.store.common import hashing, names
+from wsa.store.common import names
 from wsa.store.common.errors import DamagedError, StorageError
 from wsa.store.exchange import sync
-from wsa.store.format.records import read_commit
+from wsa.store.format.records import read_commit, record_path
 from wsa.store.maintenance.repair import repair
 from wsa.store.maintenance.sweep import KEPT, sweep
 from wsa.store.maintenance.verify import verify
@@ -214,7 +214,7 @@ class StoreMachine(RuleBasedStateMachine):
     def verify(self) -> None:
         """`verify` names exactly the changed objects."""
         report = verify(self.place)
-        expected = {(_record(path), "") for path in self.unreadable()}
+        expected = {(record_path(path), "") for path in self.unreadable()}
         files = self.raw()
         for path in self.damaged():
             for file, data in self.model[path].files.items():
@@ -224,7 +224,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert {(damage.path, damage.array) for damage in report.damage} == expected
         for damage in report.damage:
             if damage.path in self.model:
-                meta = read_commit(self.model[damage.path].record, _record(damage.path)).meta
+                meta = read_commit(self.model[damage.path].record, record_path(damage.path)).meta
                 said = [getattr(meta, name, "") for name in ("game", "segment", "model")]
                 assert all(word in damage.concerns for word in said), "it says what it concerns"
 
@@ -248,7 +248,7 @@ class StoreMachine(RuleBasedStateMachine):
                 # Not from the earlier snapshot, which may rightly reuse records read when intact.
                 take_snapshot(self.place)
             except DamagedError as error:
-                assert any(_record(path) in str(error) for path in unreadable)
+                assert any(record_path(path) in str(error) for path in unreadable)
             else:
                 raise AssertionError(f"the records of {unreadable} were changed unnoticed")
         else:
@@ -266,11 +266,11 @@ class StoreMachine(RuleBasedStateMachine):
     def visible(self) -> set[str]:
         """Return the objects that have a record, valid or not."""
         present = {entry.path for entry in list_records(self.place)}
-        return {path for path in ALL_PATHS if _record(path) in present}
+        return {path for path in ALL_PATHS if record_path(path) in present}
 
     def unreadable(self) -> set[str]:
         """Return the objects whose records were changed."""
-        return {p for p, c in self.model.items() if self.place.get(_record(p)) != c.record}
+        return {p for p, c in self.model.items() if self.place.get(record_path(p)) != c.record}
 
     def damaged(self) -> set[str]:
         """Return the objects with an intact record and files that were changed or removed."""
@@ -318,12 +318,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _found(self, path: str) -> Content:
         """Read a new object like a reader, but without reading other, possibly damaged records."""
-        record = read_commit(self.place.get(_record(path)), _record(path))
+        record = read_commit(self.place.get(record_path(path)), record_path(path))
         return read_object(Snapshot(self.place, {path: record}), path)
 
     def _remember(self, path: str, content: Content) -> None:
-        record = self.place.get(_record(path))
-        commit = read_commit(record, _record(path))
+        record = self.place.get(record_path(path))
+        commit = read_commit(record, record_path(path))
         assert same_content(self._found(path), content)
         files = [f"{commit.folder}/{file.name}" for file in commit.files]
         self.model[path] = Committed(content, record, {f: self.place.get(f) for f in files})
@@ -372,18 +372,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.place.put_new(path, data)
 
 
-def _record(path: str) -> str:
-    """Return the path of an object's record."""
-    return names.commit_path(hashing.object_id(path))
-
-
 def _at(work: Work, at: int, fault: Fault | None) -> Plan:
     """Return a plan: a fault at call `at` of a commit, or at a record counted from the last."""
 
     def plan(call: Call) -> Fault | None:
         if at >= 0:
             return fault if call.number == at else None
-        record = _record(work.paths[max(at, -len(work.paths))])
+        record = record_path(work.paths[max(at, -len(work.paths))])
         return fault if (call.verb, call.path) == ("put_new", record) else None
 
     return plan

@@ -25,12 +25,13 @@ from numcodecs import Blosc, Zstd
 from wsa.store.backends.base import Backend, Entry
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import WsaError
+from wsa.store.exchange.sync import survey
 from wsa.store.format import arrays, records
 from wsa.store.format.records import Commit, EmbeddingMeta, File, Meta, ModelMeta
 from wsa.store.maintenance import sweep, verify
 from wsa.store.objects import writer
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import read_records, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 RECORD = f"commits/00/{'0' * 32}.json"
 SEGMENT = "0123456789ab-e000-000000000-00012"
@@ -282,7 +283,7 @@ def read_all(url: str) -> str:
     """Open a store and read everything in it, as a reader and as `wsa verify`."""
     try:
         store = open_store(url)
-        read_records(store)
+        survey(store)
         snapshot = take_snapshot(store)
         for meta in snapshot.embeddings():
             snapshot.read_embedding(meta.game, meta.model, meta.segment)
