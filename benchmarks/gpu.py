@@ -199,7 +199,7 @@ class Bench:
         """The engines of a model, and what the gate measures them on."""
         request = parse_request(model, {}, self.sizes.unfitted, precision)
         snapshot = take_snapshot(open_store(self.store("torch")))
-        return register.measure_engines(snapshot, request, self.device, engine, [GAME])[0]
+        return register.measure_engines(snapshot, request, self.device, engine, [GAME])
 
     def networks(self, engine: str, add: Add) -> None:
         """Measure each network's share of the peak, and its error, at each precision."""

@@ -100,7 +100,8 @@ def measure(snapshot: Snapshot, name: str, games: Sequence[str]) -> dict[str, Er
     """Errors of a model by arithmetic, then by game."""
     engine = "torch" if engines.why_not("openvino", CPU, "bf16") else "openvino"
     request = parse_request(name, {}, precision="bf16")
-    candidates, module, identity = register.measure_engines(snapshot, request, "cpu", engine, games)
+    candidates = register.measure_engines(snapshot, request, "cpu", engine, games)
+    module, identity = candidates.module, candidates.identity
     output = parse_output(request.output)
     if output.reduction:
         whole = candidates.encoder("openvino", "fp32")

@@ -124,7 +124,7 @@ def measure(name: str) -> None:
         )
         table("frames/s, one core", rates, "bare")
         print(f"\nshare of the peak: {share(encoder, pixels, 'fp32', operations)} in fp32", end="")
-        candidates, _, _ = register.measure_engines(
+        candidates = register.measure_engines(
             snapshot, dataclasses.replace(request, precision="bf16"), "cpu"
         )
         half = candidates.choose("auto", "bf16", math.inf)

@@ -90,7 +90,8 @@ def measure_model(
         ConflictError: If the model fails, or the error of the precision is too large.
     """
     device, engine = choose_device(how.device), request.engine(how.engine)
-    engines, _, identity = register.measure_engines(snapshot, request, device, engine, how.games)
+    engines = register.measure_engines(snapshot, request, device, engine, how.games)
+    identity = engines.identity
     choice = engines.choose(engine, identity.precision, how.max_step_error)
     features = engines.embed(choice.engine, identity.precision)[0].size
     output = parse_output(request.output)

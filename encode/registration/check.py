@@ -21,7 +21,7 @@ from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.engines import arithmetic
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.inference.trunk import Trunk
-from wsa.encode.models import networks, screen
+from wsa.encode.models import networks
 from wsa.encode.models.registry import Request
 from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import fit_reduction, probe_frames
@@ -30,7 +30,7 @@ from wsa.encode.registration.identity import identify
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects import probe
-from wsa.store.objects.model_spec import Precision, parse_output
+from wsa.store.objects.model_spec import parse_output
 from wsa.store.objects.writer import FLOAT16_MAX
 
 # As a fraction of the change in a game's step. Libraries round differently for other batch sizes.
@@ -96,16 +96,8 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
     yield _batch(module, encoder, request, frames)
     yield _threads(encoder, frames)
     yield _screens(encoder, window, embeddings.shape[1:])
-
-    def make(engine: str, precision: Precision) -> Encoder:
-        return Encoder(module, how, output, None, precision, device, engine)
-
     engines = Engines(
-        make,
-        request.alias,
-        window,
-        only_game=output.only_game,
-        network=request.source != screen.SOURCE,
+        module, msgspec.structs.replace(identity, output=str(output)), request.alias, device
     )
     yield _engines(engines, request)
     after = _tensors_digest(encoder.module.cpu())

@@ -13,21 +13,22 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.reduction import Reduction
 from wsa.encode.inference.segment_inputs import read_segment_frames
+from wsa.encode.models import screen
 from wsa.encode.registration import probe_frames
 from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects import probe
-from wsa.store.objects.model_spec import Precision
+from wsa.store.objects.model_spec import Identity, Precision, parse_output
 from wsa.store.objects.snapshot import Snapshot
 
 MAX_ENGINE_ERROR = 0.01
@@ -113,26 +114,27 @@ class Engines:
     """The engines of one model, each created and measured on first use.
 
     Args:
-        make: Function from engine and precision to an encoder without a basis.
-        window: Number of consecutive frames that the model sees.
+        module: Network, as `wsa.encode.models.networks.build` returns it.
+        identity: Its identity.
+        alias: Name of the model, for messages.
         games: Inputs to measure on besides the probe frames, from `game_inputs`.
-        only_game: The one game that the model embeds; empty if it embeds any.
-        network: Whether there is a network to run.
+        threads: Number of CPU threads that call an encoder at once; torch's number if None.
     """
 
     def __init__(
         self,
-        make: Callable[[str, Precision], Encoder],
+        module: nn.Module,
+        identity: Identity,
         alias: str,
-        window: int = 1,
+        device: str,
         games: Mapping[str, NDArray[np.uint8]] | None = None,
-        only_game: str = "",
-        network: bool = True,
+        threads: int | None = None,
     ) -> None:
-        self._make = make
-        self._alias = alias
-        self._network = network
-        self._inputs = {PROBE: probe_frames.probe_inputs(window, only_game), **(games or {})}
+        self.module, self.identity = module, identity
+        self._alias, self._device, self._threads = alias, device, threads
+        self._output = parse_output(identity.output)
+        probed = probe_frames.probe_inputs(identity.window, self._output.only_game)
+        self._inputs = {PROBE: probed, **(games or {})}
         self._basis: Reduction | None = None
         self._encoders: dict[tuple[str, Precision], Encoder] = {}
         self._measurements: dict[tuple[str, Precision], tuple[float, dict[str, Tensor]]] = {}
@@ -145,7 +147,16 @@ class Engines:
         """Return the encoder, with the basis."""
         if (engine, precision) not in self._encoders:
             with self._naming_the_model(engine):
-                self._encoders[engine, precision] = self._make(engine, precision)
+                self._encoders[engine, precision] = Encoder(
+                    self.module,
+                    self.identity.preprocessing,
+                    self._output,
+                    None,
+                    precision,
+                    self._device,
+                    engine,
+                    self._threads,
+                )
         encoder = self._encoders[engine, precision]
         encoder.basis = self._basis.to(encoder.device) if self._basis else None
         return encoder
@@ -181,7 +192,8 @@ class Engines:
                 others.append(LeftOut(name, str(error)))
             else:
                 errors = self._errors(name, precision)
-                measured.append(EngineChoice(name, rate, errors, network=self._network))
+                network = self.identity.architecture != screen.NAME
+                measured.append(EngineChoice(name, rate, errors, network=network))
         if not measured:
             raise failures[0]
         most = MAX_ENGINE_ERROR if precision == "fp32" else limit

@@ -21,14 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from torch import nn
 
 from wsa.encode.inference import engines
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.reduction import Projection, Reduction
 from wsa.encode.inference.segment_inputs import input_digests, read_segment_frames
-from wsa.encode.models import networks, screen
+from wsa.encode.models import networks
 from wsa.encode.models.registry import Request
 from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import engine_choice, fit_reduction, probe_frames
@@ -95,7 +94,8 @@ def register(
         UsageError: If the device lacks the engine or precision, or the model lacks the output.
     """
     engine = request.engine(engine)
-    candidates, module, identity = measure_engines(snapshot, request, device, engine, games)
+    candidates = measure_engines(snapshot, request, device, engine, games)
+    module, identity = candidates.module, candidates.identity
     existing = find_by_identity(snapshot, request.alias, identity)
     if existing is not None:
         candidates.set_basis(_stored_reduction(snapshot, existing.key, existing.identity))
@@ -212,7 +212,7 @@ def open_model(
             "these under their own key.",
         )
     precision = spec.identity.precision
-    candidates = _engines(module, spec.identity, spec.alias, device, threads=threads)
+    candidates = Engines(module, spec.identity, spec.alias, device, threads=threads)
     candidates.set_basis(_stored_reduction(snapshot, key, spec.identity))
     if request.engine(engine) != engine:
         engine = request.engine(engine)
@@ -241,15 +241,12 @@ def measure_engines(
     device: str,
     engine: str = "auto",
     games: Sequence[str] = (),
-) -> tuple[Engines, nn.Module, Identity]:
-    """Build a model and prepare to measure its engines.
+) -> Engines:
+    """Build a model and prepare to measure its engines, still without a basis.
 
     Args:
         snapshot: Snapshot of the store, for frames of the games.
         games: Games on which to measure a reduced precision, besides the probe frames.
-
-    Returns:
-        The engines, still without a basis; the model; and its identity.
 
     Raises:
         MissingError: If the weights are not found.
@@ -261,7 +258,7 @@ def measure_engines(
     identity = identify(module, request)
     reduced = request.precision != "fp32"
     game_frames = engine_choice.game_inputs(snapshot, games, identity.window) if reduced else {}
-    return _engines(module, identity, request.alias, device, game_frames), module, identity
+    return Engines(module, identity, request.alias, device, game_frames)
 
 
 def _main_engine(snapshot: Snapshot, key: str, device: str, precision: Precision) -> str:
@@ -326,7 +323,7 @@ def _stored_reduction(snapshot: Snapshot, key: str, identity: Identity) -> Reduc
     if output.reduction == "rp":
         return Projection(output.numbers)
     reduction = fit_reduction.FITTED[output.reduction]
-    basis = _load(snapshot, key, "basis.safetensors", reduction.load)
+    basis: Reduction = _load(snapshot, key, "basis.safetensors", reduction.load)
     if output.game and bases.own_recipe(reduction.save(basis)) != identity.basis:
         where = f"{names.model_path(key)}/basis.safetensors"
         raise DamagedError(
@@ -344,21 +341,3 @@ def _load(snapshot: Snapshot, key: str, name: str, load: Callable[[bytes], T]) -
             "bad-array",
             f"{names.model_path(key)}/{name} cannot be read ({error}). {how_to_remove(key)}",
         ) from None
-
-
-def _engines(
-    module: nn.Module,
-    identity: Identity,
-    alias: str,
-    device: str,
-    games: Mapping[str, NDArray[np.uint8]] | None = None,
-    threads: int | None = None,
-) -> Engines:
-    output = parse_output(identity.output)
-
-    def make(engine: str, precision: Precision) -> Encoder:
-        how = identity.preprocessing
-        return Encoder(module, how, output, None, precision, device, engine, threads)
-
-    network = identity.architecture != screen.NAME
-    return Engines(make, alias, identity.window, games, output.only_game, network)

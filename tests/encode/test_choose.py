@@ -76,7 +76,7 @@ def test_auto_is_the_fastest_accurate_engine(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(openvino, "OpenVINO", Inaccurate)
     monkeypatch.setattr(Inaccurate, "error", error)
-    candidates, _, _ = measure_engines(take_snapshot(store), small(), "cpu")
+    candidates = measure_engines(take_snapshot(store), small(), "cpu")
     set_durations(monkeypatch, [torch_s, openvino_s])
     choice = candidates.choose("auto", "fp32", 0.1)
     assert choice.engine == chosen
@@ -127,7 +127,7 @@ def test_a_rate_is_measured_on_full_batches(
     store: Backend, small: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU takes as long for a few frames as for a full batch."""
-    candidates, _, _ = measure_engines(take_snapshot(store), small(), "cpu")
+    candidates = measure_engines(take_snapshot(store), small(), "cpu")
     monkeypatch.setattr(candidates.encoder("torch", "fp32").engine, "batch", 40)
     set_durations(monkeypatch, [2])
     assert candidates.choose("torch", "fp32", 0.1).rate == 40 / 2
