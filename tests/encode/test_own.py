@@ -208,8 +208,7 @@ def test_a_stored_code_decodes_to_the_same_masks_as_a_live_one(
     windows = np.stack([screens[:-1], screens[1:]], axis=1)[:2]
     code = stored(make_encoder(request)(windows))
     assert code.dtype == np.float16
-    built = load.build("wsa:vos", f"file:{tmp_path / 'vos.safetensors'}")
-    decoder = built.get_submodule("module.decoder")
+    decoder = load.open_decoder("vos", tmp_path / "vos.safetensors")
     assert not any(p.requires_grad for p in decoder.parameters())
     masks = decoder(torch.from_numpy(code).float())
     assert masks.shape == (2, 20, 84, 84)

@@ -84,6 +84,23 @@ def build(timm_name: str, source: str, seed: int = 0, where: str = "") -> PaperN
     return PaperNetwork(declared).eval().requires_grad_(False)
 
 
+def open_decoder(alias: str, file: Path | None = None) -> nn.Module:
+    """Return the decoder from stored codes to maps.
+
+    Args:
+        alias: `vos`.
+        file: Weights file that the codes were made with; None for the weights that come with wsa.
+
+    Returns:
+        A frozen module from codes (B, 512) to masks (B, 20, 84, 84), float32.
+
+    Raises:
+        ConflictError: If the file does not hold the weights of this encoder.
+    """
+    built = build(PREFIX + alias, f"file:{file or shipped(alias)}")
+    return built.get_submodule("module.decoder")
+
+
 def _build_from_file(alias: str, file: Path) -> Frozen:
     """Build the network whose weights a file holds, among those under the alias."""
     for where in OTHER_NETWORKS.get(alias, ()):
