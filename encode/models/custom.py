@@ -9,9 +9,10 @@ command line alone. The origin that a store records for a model is shown but nev
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from wsa.store.common import user_code
@@ -119,12 +120,8 @@ def find(name: str) -> MakesModel:
         MissingError: If this machine has no such module or callable.
         ConflictError: If the module raised.
     """
-    try:
+    with reported(name):
         make: MakesModel = user_code.find(name, "no-weights", _process_name())
-    except WsaError:
-        raise
-    except Exception as error:
-        raise raised(name, error) from error
     return make
 
 
@@ -148,14 +145,20 @@ def find_before_workers(names: Iterable[str], scheduler: str) -> None:
             find(name)
 
 
-def raised(name: str, error: Exception) -> ConflictError:
-    """Return the error for a user's module or callable that raised one."""
-    why = " ".join(str(error).split())[:300]
-    return ConflictError(
-        "other-weights",
-        f"{name} raised {type(error).__name__} in {_process_name()} ({why}). Fix it; 'wsa models "
-        f"check {name}' tries it alone.",
-    )
+@contextlib.contextmanager
+def reported(name: str) -> Iterator[None]:
+    """Report any error that a user's module or callable raises as a `ConflictError`."""
+    try:
+        yield
+    except WsaError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:300]
+        raise ConflictError(
+            "other-weights",
+            f"{name} raised {type(error).__name__} in {_process_name()} ({why}). Fix it; 'wsa models "
+            f"check {name}' tries it alone.",
+        ) from error
 
 
 def _process_name() -> str:

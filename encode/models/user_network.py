@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsa.encode.models.custom import UserModel, find, raised
+from wsa.encode.models.custom import UserModel, find, reported
 from wsa.store.common import user_code
-from wsa.store.common.errors import ConflictError, WsaError
+from wsa.store.common.errors import ConflictError
 from wsa.store.objects.model_spec import Preprocessing
 
 
@@ -54,13 +54,8 @@ def load(name: str) -> UserNetwork:
         ConflictError: If the callable raised, or returned anything but a valid `UserModel`.
     """
     make = find(name)
-    with user_code.current_folder():  # The callable may import more modules.
-        try:
-            declared = make()
-        except WsaError:
-            raise
-        except Exception as error:
-            raise raised(name, error) from error
+    with user_code.current_folder(), reported(name):  # The callable may import more modules.
+        declared = make()
     try:
         network = UserNetwork(_checked(declared))
     except (TypeError, ValueError) as error:
