@@ -37,28 +37,26 @@ SERVICES = "services"
 CLAIMS = "claims"
 
 
+def _checked(name: str, pattern: re.Pattern[str], why: str) -> str:
+    if not pattern.fullmatch(name):
+        raise UsageError("bad-name", f"{name!r} {why}")
+    return name
+
+
 def game(name: str) -> str:
     """Return `name` if it has the form of an ALE game."""
-    if not _GAME.fullmatch(name):
-        raise UsageError("bad-name", f"{name!r} is not a game's name; write it like 'Seaquest'.")
-    return name
+    return _checked(name, _GAME, "is not a game's name; write it like 'Seaquest'.")
 
 
 def alias(name: str) -> str:
     """Return `name` if it is a valid alias for a model."""
-    if not _ALIAS.fullmatch(name):
-        raise UsageError(
-            "bad-name",
-            f"{name!r} is not a model alias; use small letters, digits and '_', at most 64.",
-        )
-    return name
+    why = "is not a model alias; use small letters, digits and '_', at most 64."
+    return _checked(name, _ALIAS, why)
 
 
 def model_key(name: str) -> str:
     """Return `name` if it is a model key, `<alias>-<12 hex>`."""
-    if not _MODEL_KEY.fullmatch(name):
-        raise UsageError("bad-name", f"{name!r} is not a model key; 'wsa models' lists them.")
-    return name
+    return _checked(name, _MODEL_KEY, "is not a model key; 'wsa models' lists them.")
 
 
 def is_model_key(name: str) -> bool:
@@ -83,9 +81,7 @@ def keys_named(keys: Iterable[str], name: str) -> list[str]:
 
 def segment(name: str) -> str:
     """Return `name` if it is a segment's id."""
-    if not _SEGMENT.fullmatch(name):
-        raise UsageError("bad-name", f"{name!r} is not a segment's id; 'wsa list' shows them.")
-    return name
+    return _checked(name, _SEGMENT, "is not a segment's id; 'wsa list' shows them.")
 
 
 def make_segment(run: str, env: int, start: int, steps: int) -> str:
