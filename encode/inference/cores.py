@@ -11,14 +11,9 @@ def cores() -> int:
     """Return the smallest limit set by the machine, CPU affinity, the container and SLURM."""
     from dask.system import cpu_count  # It reads affinity and cgroups.
 
-    limits = [cpu_count(), *map(int, filter(str.isdigit, _slurm_cores()))]
-    return max(1, min(limits))
-
-
-def _slurm_cores() -> list[str]:
-    """Return SLURM's cores per task, else its cores of the job on this node; empty elsewhere."""
-    stated = [os.environ.get(name, "") for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")]
-    return [*filter(None, stated)][:1]
+    # Cores of the task, or else of the job on this node.
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or ""
+    return max(1, min(cpu_count(), int(slurm))) if slurm.isdigit() else cpu_count()
 
 
 def threads_for(asked: int | None) -> int:

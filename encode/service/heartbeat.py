@@ -12,7 +12,6 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Annotated, Literal, NamedTuple, Self
 
 import msgspec
@@ -164,12 +163,7 @@ class HeartbeatThread:
         self._first.wait(SHUTDOWN_S)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join(SHUTDOWN_S)
 

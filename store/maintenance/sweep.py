@@ -97,10 +97,10 @@ class Listing:
         signs: Heartbeats and claims of services, by path.
     """
 
-    attempts: dict[str, Attempt]
-    strange: list[str]
-    kept: dict[str, Attempt]
-    signs: dict[str, Attempt]
+    attempts: dict[str, Attempt] = dataclasses.field(default_factory=dict)
+    strange: list[str] = dataclasses.field(default_factory=list)
+    kept: dict[str, Attempt] = dataclasses.field(default_factory=dict)
+    signs: dict[str, Attempt] = dataclasses.field(default_factory=dict)
 
 
 def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = None) -> SweepReport:
@@ -166,27 +166,24 @@ def owner(path: str) -> str | None:
 
 def list_attempts(backend: Backend, prefix: str = "") -> Listing:
     """List the files of a store, or of one of its folders, except records."""
-    attempts: dict[str, Attempt] = {}
-    strange = []
-    kept: dict[str, Attempt] = {}
-    signs: dict[str, Attempt] = {}
+    listing = Listing()
     for entry in backend.list(prefix):
         if entry.path == names.STORE_FILE or names.is_record(entry.path):
             continue
         if entry.path.startswith(f"{KEPT}/"):
             aside = "/".join(entry.path.split("/")[:3]).removesuffix(".json")
-            attempt = kept.setdefault(aside, Attempt())
+            attempt = listing.kept.setdefault(aside, Attempt())
         elif names.is_service_file(entry.path):
-            attempt = signs.setdefault(entry.path, Attempt())
+            attempt = listing.signs.setdefault(entry.path, Attempt())
         elif place := entry.path if entry.path.startswith(f"{TEMPORARY}/") else owner(entry.path):
-            attempt = attempts.setdefault(place, Attempt())
+            attempt = listing.attempts.setdefault(place, Attempt())
         else:
-            strange.append(entry.path)
+            listing.strange.append(entry.path)
             continue
         attempt.files += 1
         attempt.bytes += entry.bytes
         attempt.newest = max(attempt.newest, entry.modified)
-    return Listing(attempts, strange, kept, signs)
+    return listing
 
 
 def _is_file(path: str) -> bool:

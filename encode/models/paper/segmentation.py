@@ -179,14 +179,12 @@ def warp(frames: Tensor, motion: Tensor) -> Tensor:
     return sampled
 
 
-def ssim(a: Tensor, b: Tensor, side: int = 11, spread: float = 1.5) -> Tensor:
-    """Return the mean structural similarity, with Gaussian windows (Wang et al., 2004).
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean structural similarity of images (B, 1, h, w) in [0, 1] (Wang et al., 2004).
 
-    Args:
-        a, b: Images (B, 1, h, w) in [0, 1].
-        side: Side of a window in pixels; windows lie wholly inside the image.
-        spread: Standard deviation of a window in pixels.
+    Gaussian windows of 11 pixels, with a standard deviation of 1.5, lie wholly inside the image.
     """
+    side, spread = 11, 1.5
     at = torch.arange(side, device=a.device) - side // 2
     window = torch.exp(-at.square() / (2 * spread**2))
     window = window / window.sum()
