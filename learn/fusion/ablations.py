@@ -9,12 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.fusion.attention import Attention, beside, scorer
-from wsa.learn.fusion.base import Adapted, Inputs, initialise, present_of
+from wsa.learn.fusion.base import (
+    Adapted,
+    Embeddings,
+    Inputs,
+    Mask,
+    Scores,
+    State,
+    States,
+    initialise,
+    present_of,
+)
 from wsa.store.common.errors import UsageError
 
 
@@ -23,11 +32,7 @@ class Uniform(Adapted):
 
     conditioned = False
 
-    def forward(
-        self,
-        embeddings: Sequence[Float[Tensor, "batch ..."]],
-        mask: Sequence[bool] | None = None,
-    ) -> tuple[Float[Tensor, "batch size"], None]:
+    def forward(self, embeddings: Embeddings, mask: Mask = None) -> tuple[State, None]:
         """See `Fusion.forward`."""
         return self.adapt(embeddings, present_of(mask, self.models)).mean(dim=1), None
 
@@ -38,11 +43,7 @@ class Mean(Adapted):
     If the context is the mean of the E_i, this equals `Uniform`.
     """
 
-    def forward(
-        self,
-        embeddings: Sequence[Float[Tensor, "batch ..."]],
-        mask: Sequence[bool] | None = None,
-    ) -> tuple[Float[Tensor, "batch size"], None]:
+    def forward(self, embeddings: Embeddings, mask: Mask = None) -> tuple[State, None]:
         """See `Fusion.forward`."""
         adapted = self.adapt(embeddings, present_of(mask, self.models))
         context = self.condition(adapted, embeddings)
@@ -77,12 +78,7 @@ class Unshared(Attention):
         if config.init == "small":
             initialise(self.scorers, 1.0)
 
-    def scores(
-        self,
-        context: Float[Tensor, "batch size"],
-        adapted: Float[Tensor, "batch present size"],
-        present: Sequence[int],
-    ) -> Float[Tensor, "batch present"]:
+    def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return s_i = f_i([c ; E_i]) of each present model."""
         pairs = beside(context, adapted)
         return torch.cat([self.scorers[i](pairs[:, at]) for at, i in enumerate(present)], dim=1)
@@ -105,12 +101,7 @@ class MoE(Attention):
         self.router = nn.Sequential(nn.Linear(config.size, config.size), nn.ReLU())
         self.gates = nn.ModuleList(nn.Linear(config.size, 1) for _ in inputs.models)
 
-    def scores(
-        self,
-        context: Float[Tensor, "batch size"],
-        adapted: Float[Tensor, "batch present size"],
-        present: Sequence[int],
-    ) -> Float[Tensor, "batch present"]:
+    def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return s_i = g_i . h + b_i of each present model."""
         hidden = self.router(context)
         return torch.cat([self.gates[i](hidden) for i in present], dim=1)

@@ -29,7 +29,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsa.learn.configs.fusions import FusionConfig
-from wsa.learn.fusion.base import Adapted, Inputs, initialise, present_of
+from wsa.learn.fusion.base import (
+    Adapted,
+    Embeddings,
+    Inputs,
+    Mask,
+    Scores,
+    State,
+    States,
+    Weights,
+    initialise,
+    present_of,
+)
 
 
 class Attention(Adapted):
@@ -43,20 +54,11 @@ class Attention(Adapted):
         self._relu = config.score_activation == "relu"
         self._normaliser = config.normaliser
 
-    def scores(
-        self,
-        context: Float[Tensor, "batch size"],
-        adapted: Float[Tensor, "batch present size"],
-        present: Sequence[int],
-    ) -> Float[Tensor, "batch present"]:
+    def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return the score s_i of each present model."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        embeddings: Sequence[Float[Tensor, "batch ..."]],
-        mask: Sequence[bool] | None = None,
-    ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch models"] | None]:
+    def forward(self, embeddings: Embeddings, mask: Mask = None) -> tuple[State, Weights | None]:
         """See `Fusion.forward`."""
         present = present_of(mask, self.models)
         adapted = self.adapt(embeddings, present)
@@ -72,7 +74,7 @@ class Attention(Adapted):
         padded = weights.new_zeros(len(weights), self.models)
         return state, padded.index_copy(1, torch.tensor(present, device=weights.device), weights)
 
-    def dead_rows(self, weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""] | None:
+    def dead_rows(self, weights: Weights) -> Float[Tensor, ""] | None:
         """Return the fraction of states in which a ReLU sets every score to 0.
 
         In such a state the scores have no gradient. With relu-sum the state vector is 0, so the
@@ -88,7 +90,7 @@ class Attention(Adapted):
             return None
         return dead.float().mean()
 
-    def normalise(self, scores: Float[Tensor, "batch present"]) -> Float[Tensor, "batch present"]:
+    def normalise(self, scores: Scores) -> Scores:
         """Turn scores into weights with the configured normalizer."""
         scores = scores / self._temperature
         if self._relu:
@@ -111,12 +113,7 @@ class WSA(Attention):
         if config.init == "small":
             initialise(self.scorer, 1.0)
 
-    def scores(
-        self,
-        context: Float[Tensor, "batch size"],
-        adapted: Float[Tensor, "batch present size"],
-        present: Sequence[int],
-    ) -> Float[Tensor, "batch present"]:
+    def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return s_i = f([c ; E_i]) of each present model."""
         scores: Tensor = self.scorer(beside(context, adapted)).squeeze(2)
         return scores
@@ -129,12 +126,7 @@ class DPA(Attention):
     context is the query, and the E_i are both keys and values.
     """
 
-    def scores(
-        self,
-        context: Float[Tensor, "batch size"],
-        adapted: Float[Tensor, "batch present size"],
-        present: Sequence[int],
-    ) -> Float[Tensor, "batch present"]:
+    def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return s_i = c . E_i / sqrt(d) of each present model."""
         return torch.einsum("bd,bmd->bm", context, adapted) / sqrt(adapted.shape[2])
 
@@ -147,8 +139,6 @@ def scorer(config: FusionConfig) -> nn.Sequential:
     return nn.Sequential(nn.Linear(2 * size, size), nn.ReLU(), nn.Linear(size, 1))
 
 
-def beside(
-    context: Float[Tensor, "batch size"], adapted: Float[Tensor, "batch present size"]
-) -> Float[Tensor, "batch present double"]:
+def beside(context: State, adapted: States) -> Float[Tensor, "batch present double"]:
     """Concatenate the context with each E_i: [c ; E_i]."""
     return torch.cat([context.unsqueeze(1).expand_as(adapted), adapted], dim=2)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from math import prod
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,15 @@ SIDE = 16  # Height and width of a spatial adapter's output.
 MOST_CHANNELS, FEWEST_CHANNELS = 32, 16
 
 Shape = tuple[int, ...]
+Embeddings: TypeAlias = Sequence[Float[Tensor, "batch ..."]]
+"""One tensor per input, (B, k, D) or (B, k, H, W, C); zeros for absent models."""
+Mask: TypeAlias = Sequence[bool] | None
+"""Whether each fused model is present; None if all are."""
+State: TypeAlias = Float[Tensor, "batch size"]
+States: TypeAlias = Float[Tensor, "batch present size"]
+"""E_i of each present model."""
+Scores: TypeAlias = Float[Tensor, "batch present"]
+Weights: TypeAlias = Float[Tensor, "batch models"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +93,13 @@ class Fusion(nn.Module):
     scaled_by = ""
     out_features: int
 
-    def forward(
-        self,
-        embeddings: Sequence[Float[Tensor, "batch ..."]],
-        mask: Sequence[bool] | None = None,
-    ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch models"] | None]:
+    def forward(self, embeddings: Embeddings, mask: Mask = None) -> tuple[State, Weights | None]:
         """Fuse embeddings into a state vector.
 
         Args:
-            embeddings: One tensor per input, (B, k, D) or (B, k, H, W, C); zeros for absent models.
-            mask: Whether each fused model is present; None if all are. Absent models are neither
-                adapted nor scored: the others are fused as if they were the only ones.
+            embeddings: Embeddings of the state.
+            mask: Which models are present. Absent models are neither adapted nor scored: the others
+                are fused as if they were the only ones.
 
         Returns:
             The state vector (B, out_features), and the weights (B, models), which are 0 for absent
@@ -101,7 +107,7 @@ class Fusion(nn.Module):
         """
         raise NotImplementedError
 
-    def dead_rows(self, weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""] | None:
+    def dead_rows(self, weights: Weights) -> Float[Tensor, ""] | None:
         """Return the fraction of states in which a ReLU zeroes every score and its gradient.
 
         Args:
@@ -197,7 +203,7 @@ def initialise(module: nn.Module, gain: float) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def present_of(mask: Sequence[bool] | None, models: int) -> list[int]:
+def present_of(mask: Mask, models: int) -> list[int]:
     """Return the indices of the present models.
 
     Raises:
@@ -239,9 +245,7 @@ class Adapted(Fusion):
             else None
         )
 
-    def adapt(
-        self, embeddings: Sequence[Float[Tensor, "batch ..."]], present: Sequence[int]
-    ) -> Float[Tensor, "batch present size"]:
+    def adapt(self, embeddings: Embeddings, present: Sequence[int]) -> States:
         """Return E_i of each present model.
 
         Raises:
@@ -252,11 +256,7 @@ class Adapted(Fusion):
             [self.adapters[i](self.spatial[i](embeddings[i]).flatten(1)) for i in present], dim=1
         )
 
-    def condition(
-        self,
-        adapted: Float[Tensor, "batch present size"],
-        embeddings: Sequence[Float[Tensor, "batch ..."]],
-    ) -> Float[Tensor, "batch size"]:
+    def condition(self, adapted: States, embeddings: Embeddings) -> State:
         """Return the context c: the adapted newest frame of one input, or the mean of the E_i."""
         if self.context is None or self._context is None:
             return adapted.mean(dim=1)

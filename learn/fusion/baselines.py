@@ -12,15 +12,17 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.fusion.base import (
+    Embeddings,
     Fusion,
     Inputs,
+    Mask,
     Shape,
     SpatialAdapter,
+    State,
     linear_adapter,
     present_of,
     side_of,
@@ -41,9 +43,7 @@ class Joined(Fusion):
         self.spatial = spatial_adapters(inputs.models, side)
         self.widths = widths_after(inputs.models, self.spatial)
 
-    def spread(
-        self, embeddings: Sequence[Float[Tensor, "batch ..."]], mask: Sequence[bool] | None
-    ) -> list[Tensor]:
+    def spread(self, embeddings: Embeddings, mask: Mask) -> list[Tensor]:
         """Return As_i(u_i), or u_i itself for a vector; zeros for an absent model."""
         present = present_of(mask, len(self.shapes))
         parts = []
@@ -60,11 +60,7 @@ class LIN(Joined):
         super().__init__(inputs)
         self.out_features = sum(self.widths)
 
-    def forward(
-        self,
-        embeddings: Sequence[Float[Tensor, "batch ..."]],
-        mask: Sequence[bool] | None = None,
-    ) -> tuple[Float[Tensor, "batch size"], None]:
+    def forward(self, embeddings: Embeddings, mask: Mask = None) -> tuple[State, None]:
         """See `Fusion.forward`."""
         parts = self.spread(embeddings, mask)
         return torch.cat([part.flatten(1) for part in parts], dim=1), None
@@ -83,11 +79,7 @@ class FIX(Joined):
         self.adapters = nn.ModuleList(linear_adapter(width, config) for width in self.widths)
         self.out_features = len(self.widths) * config.size
 
-    def forward(
-        self,
-        embeddings: Sequence[Float[Tensor, "batch ..."]],
-        mask: Sequence[bool] | None = None,
-    ) -> tuple[Float[Tensor, "batch size"], None]:
+    def forward(self, embeddings: Embeddings, mask: Mask = None) -> tuple[State, None]:
         """See `Fusion.forward`."""
         present = present_of(mask, len(self.shapes))
         parts = [
@@ -131,11 +123,7 @@ class CNN(Joined):
         self.convolutions = nn.Sequential(*parts)
         self.out_features = config.channels * side**2
 
-    def forward(
-        self,
-        embeddings: Sequence[Float[Tensor, "batch ..."]],
-        mask: Sequence[bool] | None = None,
-    ) -> tuple[Float[Tensor, "batch size"], None]:
+    def forward(self, embeddings: Embeddings, mask: Mask = None) -> tuple[State, None]:
         """See `Fusion.forward`."""
         maps = [
             part.reshape(len(part), -1, self._side, self._side)
@@ -165,11 +153,7 @@ class MIX(Joined):
         vectors = sum(prod(shape) for shape in self.shapes if len(shape) == 2)
         self.out_features = config.channels * side**2 + vectors
 
-    def forward(
-        self,
-        embeddings: Sequence[Float[Tensor, "batch ..."]],
-        mask: Sequence[bool] | None = None,
-    ) -> tuple[Float[Tensor, "batch size"], None]:
+    def forward(self, embeddings: Embeddings, mask: Mask = None) -> tuple[State, None]:
         """See `Fusion.forward`."""
         parts = self.spread(embeddings, mask)
         spatial = [p for p, shape in zip(parts, self.shapes, strict=True) if len(shape) == 4]
@@ -208,11 +192,7 @@ class RES(Joined):
         self.reservoir: Tensor
 
     @torch.no_grad()
-    def forward(
-        self,
-        embeddings: Sequence[Float[Tensor, "batch ..."]],
-        mask: Sequence[bool] | None = None,
-    ) -> tuple[Float[Tensor, "batch size"], None]:
+    def forward(self, embeddings: Embeddings, mask: Mask = None) -> tuple[State, None]:
         """See `Fusion.forward`. No gradient flows through it."""
         state = embeddings[0].new_zeros(len(embeddings[0]), self.out_features)
         for t in range(max(shape[0] for shape in self.shapes)):

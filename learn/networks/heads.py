@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
 from math import inf
 from typing import Any
 
@@ -13,7 +11,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from wsa.learn.configs.network import NetworkConfig
-from wsa.learn.fusion.base import Inputs
+from wsa.learn.fusion.base import Inputs, Mask, State, Weights
 from wsa.learn.fusion.build import make_fusion
 from wsa.learn.networks.decoder import Decoder
 
@@ -43,21 +41,6 @@ class Standard(nn.Module):
         return ((part - self.mean) / self.deviation).clamp(-self._clip, self._clip)
 
 
-class Layer(nn.LayerNorm):
-    """LayerNorm without learned parameters: each frame gets mean 0 and standard deviation 1.
-
-    Args:
-        width: Number of features.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, elementwise_affine=False)
-
-
-class Raw(nn.Identity):
-    """No normalization."""
-
-
 class Torso(nn.Module):
     """Normalize and fuse stacks of embeddings into one state vector, the input of every head.
 
@@ -77,14 +60,9 @@ class Torso(nn.Module):
     def __init__(self, inputs: Inputs, config: NetworkConfig) -> None:
         super().__init__()
         self.inputs = inputs
-        normalizers: dict[str, Callable[[int], nn.Module]] = {
-            "standard": partial(Standard, clip=config.clip_embeddings or inf),
-            "layer": Layer,
-            "none": Raw,
-        }
         decoders = inputs.decoders or ("",) * len(inputs.shapes)
         self.normalisers = nn.ModuleList(
-            Raw() if weights else normalizers[config.normalize](width)
+            nn.Identity() if weights else _normaliser(width, config)
             for width, weights in zip(inputs.widths, decoders, strict=True)
         )
         self.decoders = nn.ModuleList(
@@ -111,15 +89,15 @@ class Torso(nn.Module):
                 normaliser.deviation.copy_(part_deviation)
 
     def forward(
-        self, stacks: Float[Tensor, "batch k width"], mask: Sequence[bool] | None = None
-    ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch models"] | None]:
+        self, stacks: Float[Tensor, "batch k width"], mask: Mask = None
+    ) -> tuple[State, Weights | None]:
         """Compute the state vector.
 
         Args:
             stacks: Embeddings of the last k frames, (B, k, width), float16 or float32, oldest
                 first. A model with one embedding for the whole state uses only the newest row.
-            mask: Whether each model is present; None if all are. The fusion gets zeros for an absent
-                model, whose embedding is neither normalized nor decoded.
+            mask: Which models are present. The fusion gets zeros for an absent model, whose
+                embedding is neither normalized nor decoded.
 
         Returns:
             The state vector (B, out_features), and the weights (B, models), or None if the fusion
@@ -146,39 +124,57 @@ class Torso(nn.Module):
         return embedding
 
 
-class QNetwork(nn.Module):
-    """Q-values of all actions. Behavioral cloning (`wsa.learn.offline.bc`) uses them as logits.
+class Network(nn.Module):
+    """A torso, on which subclasses put heads.
 
     Args:
-        inputs: Shapes of the models' embeddings.
-        actions: Number of actions.
-        config: Normalization, fusion, and sizes.
-        torso: Replaces the `Torso`, for example with `wsa.learn.networks.nature.NatureTorso`.
+        torso: Maps stacks to state vectors: a `Torso`, or `wsa.learn.networks.nature.NatureTorso`.
+
+    Attributes:
+        recurrent: Whether `forward` takes and returns a memory.
     """
 
     recurrent = False
 
-    def __init__(
-        self, inputs: Inputs, actions: int, config: NetworkConfig, torso: Any = None
-    ) -> None:
+    def __init__(self, torso: nn.Module) -> None:
         super().__init__()
-        self.torso: Any = Torso(inputs, config) if torso is None else torso
-        self.head = _mlp(self.torso.out_features, config, actions)
+        self.torso: Any = torso
 
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
         return next(self.parameters()).device
 
+
+class QNetwork(Network):
+    """Q-values of all actions. Behavioral cloning (`wsa.learn.offline.bc`) uses them as logits.
+
+    Args:
+        inputs: Shapes of the models' embeddings.
+        actions: Number of actions.
+        config: Normalization, fusion, and sizes.
+        torso: Replaces the `Torso`.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        actions: int,
+        config: NetworkConfig,
+        torso: nn.Module | None = None,
+    ) -> None:
+        super().__init__(torso or Torso(inputs, config))
+        self.head = _mlp(self.torso.out_features, config, actions)
+
     def forward(
-        self, stacks: Num[Tensor, "batch k width"], mask: Sequence[bool] | None = None
-    ) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, "batch models"] | None]:
+        self, stacks: Num[Tensor, "batch k width"], mask: Mask = None
+    ) -> tuple[Float[Tensor, "batch actions"], Weights | None]:
         """Return Q-values (B, actions), and the weights; see `Torso.forward`."""
         state, weights = self.torso(stacks, mask)
         return self.head(state), weights
 
 
-class ActorCritic(nn.Module):
+class ActorCritic(Network):
     """Actor and critic heads on one shared torso.
 
     The heads have orthogonal weights and zero biases, as is usual for PPO: gain sqrt(2) in hidden
@@ -188,16 +184,17 @@ class ActorCritic(nn.Module):
         inputs: Shapes of the models' embeddings.
         actions: Number of actions.
         config: Normalization, fusion, and sizes.
-        torso: Replaces the `Torso`, for example with `wsa.learn.networks.nature.NatureTorso`.
+        torso: Replaces the `Torso`.
     """
 
-    recurrent = False
-
     def __init__(
-        self, inputs: Inputs, actions: int, config: NetworkConfig, torso: Any = None
+        self,
+        inputs: Inputs,
+        actions: int,
+        config: NetworkConfig,
+        torso: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        self.torso: Any = Torso(inputs, config) if torso is None else torso
+        super().__init__(torso or Torso(inputs, config))
         self.actor = _mlp(self.torso.out_features, config, actions)
         self.critic = _mlp(self.torso.out_features, config, 1)
         for head, gain in ((self.actor, 0.01), (self.critic, 1.0)):
@@ -206,21 +203,21 @@ class ActorCritic(nn.Module):
                 nn.init.orthogonal_(linear.weight, gain if linear is linears[-1] else 2**0.5)
                 nn.init.zeros_(linear.bias)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the parameters."""
-        return next(self.parameters()).device
-
     def forward(
-        self, stacks: Num[Tensor, "batch k width"], mask: Sequence[bool] | None = None
-    ) -> tuple[
-        Float[Tensor, "batch actions"],
-        Float[Tensor, " batch"],
-        Float[Tensor, "batch models"] | None,
-    ]:
+        self, stacks: Num[Tensor, "batch k width"], mask: Mask = None
+    ) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, " batch"], Weights | None]:
         """Return logits (B, actions), values (B,), and the weights; see `Torso.forward`."""
         state, weights = self.torso(stacks, mask)
         return self.actor(state), self.critic(state).squeeze(1), weights
+
+
+def _normaliser(width: int, config: NetworkConfig) -> nn.Module:
+    """Build what normalizes one model's embeddings; `layer` has no learned parameters."""
+    if config.normalize == "standard":
+        return Standard(width, config.clip_embeddings or inf)
+    if config.normalize == "layer":
+        return nn.LayerNorm(width, elementwise_affine=False)
+    return nn.Identity()
 
 
 def _mlp(width: int, config: NetworkConfig, out: int) -> nn.Sequential:

@@ -7,13 +7,14 @@ also carried from step to step during evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
+from wsa.learn.fusion.base import Mask
+from wsa.learn.networks.heads import Network
 
-class RecurrentActorCritic(nn.Module):
+
+class RecurrentActorCritic(Network):
     """Actor and critic heads on an LSTM, which runs over the steps of each environment.
 
     Args:
@@ -24,10 +25,8 @@ class RecurrentActorCritic(nn.Module):
     recurrent = True
 
     def __init__(self, torso: nn.Module, actions: int) -> None:
-        super().__init__()
-        size = int(torso.out_features)  # type: ignore[arg-type]
-        self.torso = torso
-        self.size = size
+        super().__init__(torso)
+        size = self.size = int(self.torso.out_features)
         self.lstm = nn.LSTM(size, size)
         for name, parameter in self.lstm.named_parameters():
             if "bias" in name:
@@ -39,11 +38,6 @@ class RecurrentActorCritic(nn.Module):
             nn.init.orthogonal_(head.weight, gain)
             nn.init.zeros_(head.bias)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the parameters."""
-        return next(self.parameters()).device
-
     def initial_state(self, envs: int) -> tuple[Tensor, Tensor]:
         """Return the initial LSTM state of n environments: zeros, (1, n, size) twice."""
         return torch.zeros(1, envs, self.size), torch.zeros(1, envs, self.size)
@@ -53,7 +47,7 @@ class RecurrentActorCritic(nn.Module):
         stacks: Tensor,
         first: Tensor,
         memory: tuple[Tensor, Tensor],
-        mask: Sequence[bool] | None = None,
+        mask: Mask = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor]]:
         """Run T steps of n environments.
 
@@ -61,7 +55,7 @@ class RecurrentActorCritic(nn.Module):
             stacks: Embeddings (T * n, k, width), ordered by step, then environment.
             first: 1 where an episode begins, which resets the LSTM state, (T * n,).
             memory: LSTM state before the first step, (1, n, size) twice.
-            mask: Whether each model is present; None if all are.
+            mask: Which models are present.
 
         Returns:
             Logits (T * n, actions), values (T * n,), fusion weights (T * n, models) or None, and
