@@ -21,7 +21,8 @@ from typing import Any
 import msgspec
 
 from wsa.encode.jobs import slurm
-from wsa.learn.configs.bench import BenchOptions, FinalGames
+from wsa.learn.configs.bench import BenchOptions
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.configs.fusions import FUSIONS, PIXELS, as_preset, check_own_or
 from wsa.learn.configs.learn import (
     PRESET_OPTIONS,
@@ -51,22 +52,6 @@ from wsa.store.objects.snapshot import Snapshot
 
 SETTINGS, RESULT = "bench.json", "result.json"
 LONGEST = 80
-
-
-class EvaluationSettings(msgspec.Struct, frozen=True):
-    """Settings of the evaluation games.
-
-    Attributes:
-        episodes: Number of games of each run.
-        epsilon: Probability of a random action.
-        seed: Environment i is seeded with seed + i.
-        num_envs: Number of parallel environments, which share the games.
-    """
-
-    episodes: int
-    epsilon: float
-    seed: int
-    num_envs: int
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -174,26 +159,13 @@ def print_grid(
     rows: Sequence[Sequence[object]],
     **further: Any,
 ) -> int:
-    """Print a planned grid and its cost; return exit code 0.
-
-    Args:
-        as_json: Whether to print JSON.
-        total: The cost of what is left, by name.
-        columns: Names of the columns.
-        rows: A row for each run.
-        further: Values that only the JSON has.
-    """
+    """Print a planned grid and its cost; return exit code 0."""
     if as_json:
         grid = [dict(zip(columns, row, strict=True)) for row in rows]
         return terminal.result(True, {**total, **further, "grid": grid})
     terminal.table("", columns, rows)
     print()
     return terminal.result(False, total)
-
-
-def evaluation_settings(episodes: int, games: FinalGames) -> EvaluationSettings:
-    """Settings of evaluation games, from their number and the options for playing them."""
-    return EvaluationSettings(episodes, games.epsilon, games.eval_seed, games.eval_num_envs)
 
 
 def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
@@ -203,7 +175,7 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
         o: The options.
         settings: From `shared_settings`; all runs read the store named there.
     """
-    evaluation = evaluation_settings(o.episodes, o.final_games)
+    evaluation = o.final_games.settings(o.episodes)
     methods = list(dict.fromkeys(_methods(o)))
     grid = []
     for game, (fusion, models), seed in itertools.product(

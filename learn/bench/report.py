@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsa.learn.bench import plot
-from wsa.learn.bench.grid import EvaluationSettings, Result, read_result
+from wsa.learn.bench.grid import Result, read_result
 from wsa.learn.bench.plot import Curve
 from wsa.learn.bench.run_cell import Failure
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.scores import (
     RANDOM_HUMAN,
@@ -99,13 +100,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The written report.
-
-    Attributes:
-        results: Results of every run evaluated with the same settings.
-        lines: Rows of the table.
-        markdown: The tables as Markdown.
-    """
+    """The written report."""
 
     results: tuple[Result, ...]
     lines: tuple[Line, ...]
@@ -124,12 +119,6 @@ def write(
     folder: Path, evaluation: EvaluationSettings, store: str, changed: Sequence[str]
 ) -> Report:
     """Write the tables of a bench, for all of its runs evaluated with the same settings.
-
-    Args:
-        folder: The bench's folder.
-        evaluation: Settings of the evaluation.
-        store: URL of the store.
-        changed: Shared options that differ from their defaults.
 
     Raises:
         DamagedError: If a run's result is damaged.

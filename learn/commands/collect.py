@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wsa.encode.configs import weights_files
 from wsa.learn.configs.data import CollectOptions
 from wsa.learn.envs import atari
-from wsa.learn.envs.own_policy import load_policy
+from wsa.learn.envs.policies import Policy, load_policy
 from wsa.store.common import terminal, user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.format.records import Protocol
 from wsa.store.objects.root import open_snapshot
-
-if TYPE_CHECKING:
-    from wsa.learn.envs.policies import Policy
 
 _log = logging.getLogger(__name__)
 
@@ -28,15 +25,7 @@ def collect(o: CollectOptions) -> int:
 
 
 def perform(o: CollectOptions, *, progress: bool = False) -> dict[str, Any]:
-    """Run `wsa collect`.
-
-    Args:
-        o: The options.
-        progress: Whether to show progress on standard error.
-
-    Returns:
-        The results, as `--json` prints them.
-    """
+    """Run `wsa collect`, and return its results as `--json` prints them."""
     from wsa.learn.collect.collect import collect as play
     from wsa.learn.collect.collect import estimate, plan_collection
     from wsa.learn.collect.rewards import rewarded_steps, warning

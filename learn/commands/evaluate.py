@@ -22,15 +22,7 @@ def evaluate(o: EvalOptions) -> int:
 
 
 def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
-    """Run `wsa eval`.
-
-    Args:
-        o: The options.
-        progress: Whether to show progress on standard error.
-
-    Returns:
-        The results, as `--json` prints them.
-    """
+    """Run `wsa eval`, and return its results as `--json` prints them."""
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
     from wsa.learn.runs import evaluations, report
@@ -109,7 +101,7 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
             "has hardly trained may wait forever, as in Breakout if it never fires: train longer, or "
             "play with a larger --epsilon."
         )
-    files = ["eval.csv", *(["eval_weights.npz"] if evaluation.weighed else [])]
+    files = ["eval.csv", *(["eval_weights.npz"] if evaluation.player.weighs else [])]
     _log.info(f"games {', '.join(str(results / name) for name in files)}")
     if o.video:
         _log.info(f"videos {results / 'videos'}")

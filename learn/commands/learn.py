@@ -29,15 +29,7 @@ def learn(o: LearnOptions) -> int:
 
 
 def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
-    """Run `wsa learn`.
-
-    Args:
-        o: The options.
-        progress: Whether to show progress on standard error.
-
-    Returns:
-        The results, as `--json` prints them.
-    """
+    """Run `wsa learn`, and return its results as `--json` prints them."""
     check_ranges(o)
     user_code.type_in(o.output.trust)
     atari.check_game(o.game)
@@ -126,8 +118,8 @@ def _newest_metrics(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
 def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | OnlineRun, Path]:
     """The store, the run to start or to resume, and its folder."""
     from wsa.learn.runs.config import read_config
+    from wsa.learn.runs.data import find_store
     from wsa.learn.runs.folder import match_existing, new_folder
-    from wsa.learn.runs.moved_store import find_store
     from wsa.learn.runs.setup.configure import configure
 
     if o.output.resume:

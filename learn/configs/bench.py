@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from wsa.encode.jobs.slurm import SlurmOptions
-from wsa.learn.configs.evaluation import EPISODES, EPSILON, EVAL_SEED, NUM_ENVS
+from wsa.learn.configs.evaluation import EPISODES, EPSILON, EVAL_SEED, NUM_ENVS, EvaluationSettings
 from wsa.learn.configs.learn import ComputeOptions, Training, training_defaults, values_of
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE, check_ranges
 from wsa.store.configs import Games, Integers, Names, Switch
@@ -28,6 +28,10 @@ class FinalGames:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    def settings(self, episodes: int) -> EvaluationSettings:
+        """Return the settings of a number of games."""
+        return EvaluationSettings(episodes, self.epsilon, self.eval_seed, self.eval_num_envs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,15 +14,27 @@ EVAL_SEED = 10_000  # Environment i is seeded with this + i, apart from training
 NUM_ENVS = 4
 
 
-class EvaluationRequest(msgspec.Struct, frozen=True, kw_only=True):
+class EvaluationSettings(msgspec.Struct, frozen=True):
+    """Settings of the evaluation games of any network.
+
+    Attributes:
+        episodes: Number of games; a random policy plays as many.
+        epsilon: Probability of a random action.
+        seed: Environment i is seeded with seed + i.
+        num_envs: Number of parallel environments, which share the games.
+    """
+
+    episodes: Annotated[int, COUNT] = EPISODES
+    epsilon: Annotated[float, SHARE] = EPSILON
+    seed: Annotated[int, SEED] = EVAL_SEED
+    num_envs: Annotated[int, COUNT] = NUM_ENVS
+
+
+class EvaluationRequest(EvaluationSettings, frozen=True, kw_only=True):
     """Everything that the games of a checkpoint depend on, apart from versions of libraries.
 
     Attributes:
         which: The newest checkpoint, or the best on held-out episodes.
-        episodes: Number of games; a random policy plays as many.
-        epsilon: Probability of a random action.
-        seed: Environment i is seeded with seed + i.
-        num_envs: Number of parallel environments.
         without: Models to leave out; they are not run.
         only: Models to keep; excludes `without`.
         variant: Variant of the game, a SPEC; see `wsa.learn.envs.variants`.
@@ -34,10 +46,6 @@ class EvaluationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     which: Literal["final", "best"] = "final"
-    episodes: Annotated[int, COUNT] = EPISODES
-    epsilon: Annotated[float, SHARE] = EPSILON
-    seed: Annotated[int, SEED] = EVAL_SEED
-    num_envs: Annotated[int, COUNT] = NUM_ENVS
     without: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     variant: str = ""

@@ -22,7 +22,7 @@ import difflib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
@@ -165,7 +165,7 @@ def _memory_change(part: str, game: str) -> MemoryChange:
         _unknown(part)
     if change.game != game:
         own = [f"ram:{name}" for name, other in CHANGES.items() if other.game == game]
-        has = f"{game} has {_listed(own)}" if own else f"{game} has none"
+        has = f"{game} has {', '.join(own)}" if own else f"{game} has none"
         raise UsageError(
             "bad-option",
             f"--variant {part} changes {change.game}, and the run plays {game}; {has}.",
@@ -179,7 +179,7 @@ def _check_switches(numbers: dict[str, Any], game: str) -> None:
         if name in numbers and numbers[name] not in has:
             raise UsageError(
                 "bad-option",
-                f"--variant {name}={numbers[name]}: {game} has {name} {_listed(map(str, has))}.",
+                f"--variant {name}={numbers[name]}: {game} has {name} {', '.join(map(str, has))}.",
             )
 
 
@@ -194,9 +194,5 @@ def _unknown(part: str) -> NoReturn:
     alone = {full.rpartition(":")[2]: full for full in reversed(known)}
     close = difflib.get_close_matches(name.lower(), {*known, *alone}, 3, 0.6)
     near = list(dict.fromkeys(alone.get(one, one) for one in close))
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {_listed(known)}."
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(known)}."
     raise UsageError("bad-option", f"--variant {part!r} is unknown. {hint}")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.envs import atari
 from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import Variant
@@ -31,17 +32,13 @@ class RandomGames(msgspec.Struct, frozen=True):
     Attributes:
         game: ALE game id.
         protocol: Protocol by which to play.
-        episodes: Number of games to finish.
-        seed: Environment i is seeded with seed + i.
-        num_envs: Number of parallel environments.
+        settings: Number of games, and their environments.
         variant: Variant of the game; None for the unchanged game.
     """
 
     game: str
     protocol: records.Protocol
-    episodes: int
-    seed: int
-    num_envs: int
+    settings: EvaluationSettings
     variant: Variant | None = None
 
     @property
@@ -49,8 +46,9 @@ class RandomGames(msgspec.Struct, frozen=True):
         """File of these games, and of no others."""
         # The policy ignores frames: a variant that changes nothing else has the same games.
         changed = self.variant.spec if self.variant and not self.variant.keeps_rules else ""
+        s = self.settings
         identity = (
-            *(self.game, self.protocol, self.episodes, self.seed, self.num_envs, changed),
+            *(self.game, self.protocol, s.episodes, s.seed, s.num_envs, changed),
             *(*atari.emulator_identity(self.game), np.__version__),
         )
         return cache_folder() / "random-games" / f"{hashing.identity(identity)[:24]}.json"
@@ -75,10 +73,10 @@ class RandomGames(msgspec.Struct, frozen=True):
         episodes = play(
             self.game,
             self.protocol,
-            RandomPolicy(len(self.protocol.actions), self.seed),
-            self.episodes,
-            self.seed,
-            num_envs=self.num_envs,
+            RandomPolicy(len(self.protocol.actions), self.settings.seed),
+            self.settings.episodes,
+            self.settings.seed,
+            num_envs=self.settings.num_envs,
             make_env=self.variant.make_env if self.variant else None,
             on_step=on_step,
         )

@@ -1,9 +1,11 @@
-"""Human-normalized scores, robust aggregates, and confidence intervals.
+"""Human-normalized scores, robust aggregates, comparisons of methods, and intervals.
 
 Raw returns cannot be compared across games, one outlier game can dominate a mean over games, and
-three seeds are few. So use human-normalized scores (Mnih et al., 2015), the interquartile mean over
-runs and games, and intervals by the stratified bootstrap (Agarwal et al., 2021, arXiv 2108.13264).
-The formulas are those of rliable; a test compares them with rliable's results.
+three seeds are few. So use human-normalized scores (Mnih et al., 2015), and what Agarwal et al. (2021,
+"Deep Reinforcement Learning at the Edge of the Statistical Precipice", arXiv 2108.13264) recommend:
+the interquartile mean over runs and games, intervals by the stratified bootstrap, the probability of
+improvement (section 4.3), and the performance profile (4.2). The formulas are those of their library
+rliable; a test compares them with its results.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
+
+RESAMPLES = 2000  # rliable's default of 50,000 moves an end of an interval by about 1 %.
+TAILS = (0.025, 0.975)  # Quantiles at the ends of a 95 % interval.
 
 # Mean raw returns of a random policy and of a human tester (Mnih et al., 2015; Wang et al., 2016).
 RANDOM_HUMAN: dict[str, tuple[float, float]] = {
@@ -93,10 +98,6 @@ class Interval(NamedTuple):
 def human_normalised(game: str, raw: float) -> float | None:
     """Return (raw - random) / (human - random): 0 for random play, 1 for the human tester.
 
-    Args:
-        game: ALE game id.
-        raw: Mean raw return of full games.
-
     Returns:
         The score, or None for a game without a published human score.
     """
@@ -131,27 +132,77 @@ def _together(scores: Scores) -> Scores:
     return scores.reshape(*scores.shape[:-2], -1)
 
 
+def resample(generator: np.random.Generator, scores: Scores, resamples: int = RESAMPLES) -> Scores:
+    """Resample runs within each game: (runs, games) to (resamples, runs, games)."""
+    runs, games = scores.shape
+    return scores[generator.integers(runs, size=(resamples, runs, games)), np.arange(games)]
+
+
+def percentile_interval(value: float | Scores, resampled: Scores) -> Interval:
+    """Return an estimate with the central 95 % of its resampled values, of which NaN are ignored."""
+    low, high = np.nanquantile(resampled, TAILS)
+    return Interval(float(value), float(low), float(high))
+
+
 def stratified_interval(
     scores: Scores,
     statistic: Callable[[Scores], Scores] = interquartile_mean,
     *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Interval:
-    """Return a statistic with its percentile interval, resampling runs within each game.
+    """Return a statistic with its 95 % interval, resampling runs within each game.
 
     Args:
         scores: (runs, games), with the same number of runs for every game.
         statistic: Maps resampled scores (resamples, runs, games) to values (resamples,).
-        confidence: Fraction of resamples inside the interval.
-        resamples: Number of resamples. rliable's default of 50,000 moves an end by about 1 %.
-        seed: Seed of the resampling.
+        resamples: Number of resamples.
     """
-    runs, games = scores.shape
-    generator = np.random.default_rng(seed)
-    chosen = generator.integers(runs, size=(resamples, runs, games))
-    resampled = statistic(scores[chosen, np.arange(games)])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Interval(float(statistic(scores)), float(low), float(high))
+    resampled = statistic(resample(np.random.default_rng(0), scores, resamples))
+    return percentile_interval(statistic(scores), resampled)
+
+
+def improvement(x: Scores, y: Scores) -> Scores:
+    """Estimate the probability that a run of X scores more than one of Y on a random game.
+
+    P(X > Y) = 1/M sum_m 1/(N K) sum_i sum_j S(x_im, y_jm), where S is 1 if x is larger, 1/2 if they
+    are equal, and 0 otherwise: the Mann-Whitney statistic of each game.
+
+    Args:
+        x: Scores of X, (..., N runs, M games).
+        y: Scores of Y on the same games, (..., K runs, M games).
+
+    Returns:
+        Probabilities, (...); 1/2 if neither is better.
+    """
+    pairs = x[..., :, None, :], y[..., None, :, :]
+    better = np.greater(*pairs) + 0.5 * np.equal(*pairs)
+    return np.asarray(better.mean(axis=(-3, -2)).mean(axis=-1))
+
+
+def improvement_interval(x: Scores, y: Scores) -> Interval:
+    """Return `improvement` with its 95 % interval, resampling runs within each game."""
+    generator = np.random.default_rng(0)
+    resampled = improvement(resample(generator, x), resample(generator, y))
+    return percentile_interval(improvement(x, y), resampled)
+
+
+def profile(scores: Scores, thresholds: NDArray[np.float64]) -> Scores:
+    """Return the fraction of runs and games that score more than each threshold.
+
+    F(t) = 1/M sum_m 1/N sum_n [x_nm > t].
+
+    Args:
+        scores: (..., runs, games).
+        thresholds: (T,).
+
+    Returns:
+        Fractions, (..., T).
+    """
+    above = scores[..., None] > thresholds
+    return np.asarray(above.mean(axis=(-3, -2)))
+
+
+def profile_band(scores: Scores, thresholds: NDArray[np.float64]) -> Scores:
+    """Return `profile` and the low and high ends of its pointwise 95 % band, (3, T)."""
+    resampled = profile(resample(np.random.default_rng(0), scores), thresholds)
+    return np.stack([profile(scores, thresholds), *np.quantile(resampled, TAILS, axis=0)])

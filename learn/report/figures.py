@@ -51,10 +51,6 @@ _LOOK: dict[Any, Any] = {
 def draw(height: float, paint: Callable[[Any], None]) -> str:
     """Draw on one pair of axes.
 
-    Args:
-        height: Height in inches.
-        paint: Draws on the given axes.
-
     Returns:
         An SVG element.
     """
@@ -215,14 +211,7 @@ def stacked(labels: Sequence[str], x: ArrayLike, shares: NDArray[Any], x_label: 
 
 
 def points(x: Sequence[float], bars: Sequence[Bar], x_label: str, y_label: str) -> str:
-    """Draw each value as a point with its interval, labeled with its name.
-
-    Args:
-        x: Horizontal positions, on a logarithmic axis.
-        bars: Values.
-        x_label: Label of the horizontal axis.
-        y_label: Label of the vertical axis.
-    """
+    """Draw each value as a point with its interval, labeled with its name."""
 
     def paint(axes: Any) -> None:
         from matplotlib.ticker import EngFormatter, NullFormatter
@@ -338,21 +327,6 @@ def heat_map(
         axes.set_ylabel(y_label)
 
     return draw(0.9 + 0.26 * len(rows), paint)
-
-
-def events(
-    x: ArrayLike, labels: Sequence[str], bands: Sequence[NDArray[np.float64]], x_label: str
-) -> str:
-    """Draw curves with bands around an event at 0.
-
-    Args:
-        x: Positions relative to the event, shape (n,).
-        labels: Names of the curves.
-        bands: For each curve, its value, lower end, and upper end, shape (3, n).
-        x_label: Label of the horizontal axis.
-    """
-    lines = [Line(label, x, *band) for label, band in zip(labels, bands, strict=True)]
-    return curves(lines, x_label, "weight", at=0.0)
 
 
 def _legend(axes: Any, entries: int) -> None:

@@ -1,11 +1,14 @@
-"""The data of a run: its stored segments, and embeddings of the frames that it plays."""
+"""The data of a run: its store, its segments there, and embeddings of the frames that it plays."""
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +21,42 @@ from wsa.store.common.errors import MissingError
 from wsa.store.objects.flat_map import FlatMap, in_files, materialise
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
+
+_log = logging.getLogger(__name__)
+
+Run = TypeVar("Run", bound=RunConfig)
+
+
+def find_store(config: Run, store: str = "", otherwise: str = "") -> Run:
+    """Return the run with the current URL of its store.
+
+    Runs and stores are moved, copied, and opened on other machines. Segments and models are named by
+    their content, so any store that has all of them works.
+
+    Args:
+        config: The run as it was started.
+        store: Path or URL that the user gave; empty if none.
+        otherwise: Fallback if the recorded store is missing; `WSA_STORE` if empty.
+
+    Raises:
+        MissingError: If there is no store at the given place, or neither at the recorded place nor
+            at the fallback.
+    """
+    if store:
+        return msgspec.structs.replace(config, store=open_store(store).url)
+    try:
+        open_store(config.store)
+    except MissingError as error:
+        otherwise = otherwise or os.environ.get("WSA_STORE", "")
+        if not otherwise:
+            raise MissingError(
+                error.kind,
+                f"{error} If the run's store has moved, say where it is with --store or WSA_STORE.",
+            ) from None
+        moved = msgspec.structs.replace(config, store=open_store(otherwise).url)
+        _log.info("The run's store %s is not there; using %s.", config.store, moved.store)
+        return moved
+    return config
 
 
 def open_data(config: RunConfig) -> tuple[Snapshot, FlatMap | None]:

@@ -30,7 +30,7 @@ from wsa.learn.evaluation.scores import (
     stratified_interval,
 )
 from wsa.learn.evaluation.video import Films, labels
-from wsa.learn.networks.parameters import Parameters, count_parameters
+from wsa.learn.networks.parameters import count_parameters
 from wsa.learn.runs.config import RunConfig, read_config
 from wsa.learn.runs.player import Player, open_player
 from wsa.store.common import atomic_files
@@ -43,34 +43,25 @@ class Evaluation:
     """Result of an evaluation.
 
     Attributes:
-        game: ALE game id.
-        trained: Number of updates that trained the network; for an online run, number of steps.
-        unit: The unit of `trained`: `updates` or `steps`.
+        player: The network that played.
         which: Whether it is the run's final network, or the best on held-out episodes.
-        network: First 12 hex digits of the checkpoint's hash.
+        variant: Variant of the game as a SPEC; "" for the unchanged game.
         episodes: Games played by the run's network.
         random: Games played by a random policy under the same protocol and seeds.
-        live: The live encoder, or grayscale pixels, with its counts.
         seconds: Wall time of the network's games.
-        present: Names of the fused models.
-        parameters: Numbers of parameters, including those of models that were left out.
-        variant: Variant of the game as a SPEC; "" for the unchanged game.
-        weighed: Whether the fusion's weights were logged.
     """
 
-    game: str
-    trained: int
-    unit: str
+    player: Player
     which: str
-    network: str
-    episodes: tuple[Episode, ...]
-    random: tuple[Episode, ...]
-    live: Any
+    variant: str
+    episodes: Sequence[Episode]
+    random: Sequence[Episode]
     seconds: float
-    present: tuple[str, ...]
-    parameters: Parameters
-    variant: str = ""
-    weighed: bool = False
+
+    @property
+    def live(self) -> Any:
+        """The live encoder, or grayscale pixels, with its counts."""
+        return self.player.embedder
 
     def summary(self) -> dict[str, Any]:
         """The evaluation as JSON values.
@@ -78,25 +69,26 @@ class Evaluation:
         Returns are raw. `return_low` and `return_high` are the ends of a 95 % bootstrap interval of
         the mean. Human-normalized scores are None for a game without a published human score.
         """
+        game = self.player.config.game
         mean, spread = mean_return(self.episodes)
         random_mean, random_spread = mean_return(self.random)
         interval = mean_interval(self.episodes)
         return {
-            "trained": self.trained,
-            "unit": self.unit,
+            "trained": self.player.trained,
+            "unit": self.player.config.unit,
             "checkpoint": self.which,
-            "present": self.present,
+            "present": tuple(labels(self.player.present)),
             "variant": self.variant or None,
-            **self.parameters.named(),
+            **count_parameters(self.player.network).named(),
             "episodes": len(self.episodes),
             "return_mean": mean,
             "return_std": spread,
             "return_low": interval.low,
             "return_high": interval.high,
-            "human_normalised": human_normalised(self.game, mean),
+            "human_normalised": human_normalised(game, mean),
             "random_return_mean": random_mean,
             "random_return_std": random_spread,
-            "random_human_normalised": human_normalised(self.game, random_mean),
+            "random_human_normalised": human_normalised(game, random_mean),
             "frames": self.live.frames,
             "found_in_store": self.live.found,
             "seen_before_live": self.live.remembered,
@@ -170,25 +162,11 @@ def evaluate_run(
     random = random_games(config, request).play(functools.partial(on_step, "random"))
     name = "run" if request.which == "final" else "best"
     games = {name: played, "random": random}
-    present = tuple(labels(player.present))
+    present = labels(player.present)
     spec = variant.spec if variant else ""
     csv = results / "eval.csv"
     write_csv(csv, player.trained, player.digest, request.epsilon, games, present, spec)
-    return Evaluation(
-        config.game,
-        player.trained,
-        config.unit,
-        request.which,
-        player.digest,
-        tuple(played),
-        tuple(random),
-        player.embedder,
-        seconds,
-        present,
-        count_parameters(player.network),
-        spec,
-        player.weighs,
-    )
+    return Evaluation(player, request.which, spec, played, random, seconds)
 
 
 def random_games(config: RunConfig, request: EvaluationRequest) -> RandomGames:
@@ -197,14 +175,8 @@ def random_games(config: RunConfig, request: EvaluationRequest) -> RandomGames:
     Raises:
         UsageError: If the game has no such variant.
     """
-    return RandomGames(
-        config.game,
-        config.protocol,
-        request.episodes,
-        request.seed,
-        request.num_envs,
-        parse_variant(request.variant, config.game) if request.variant else None,
-    )
+    variant = parse_variant(request.variant, config.game) if request.variant else None
+    return RandomGames(config.game, config.protocol, request, variant)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ def key_of(run: Path, request: EvaluationRequest) -> EvaluationKey:
         MissingError: If the run has no such checkpoint.
     """
     folder = run / "checkpoints"
-    path = checkpoint.latest(folder) if request.which == "final" else checkpoint.best(folder)
+    path = checkpoint.find(folder, request.which)
     return EvaluationKey(
         checkpoint=hashing.checksum(path.read_bytes()),
         versions=versions(),
@@ -85,11 +85,6 @@ def key_of(run: Path, request: EvaluationRequest) -> EvaluationKey:
 
 def find(run: Path, results: Path, key: EvaluationKey) -> Recorded | None:
     """Find a finished evaluation; None if there is none.
-
-    Args:
-        run: The run's folder.
-        results: Folder of the results.
-        key: The evaluation.
 
     Raises:
         DamagedError: If its file is damaged.
@@ -116,19 +111,15 @@ def keep(run: Path, results: Path, key: EvaluationKey, finished: Evaluation) -> 
     Nothing is recorded if a user's own fusion played, or if a run in training has saved another
     network since `key_of` identified the evaluation.
 
-    Args:
-        run: The run's folder.
-        results: Folder of the results.
-        key: The evaluation.
-        finished: Its result.
-
     Raises:
         StorageError: If there is no room, or the folder refuses access.
     """
     own_fusion = user_code.is_name(read_config(run).network.fusion.name)
-    if own_fusion or not key.checkpoint.startswith(finished.network):
+    if own_fusion or not key.checkpoint.startswith(finished.player.digest):
         return
-    recorded = Recorded(key, finished.summary(), _weights(results) if finished.weighed else "")
+    recorded = Recorded(
+        key, finished.summary(), _weights(results) if finished.player.weighs else ""
+    )
     atomic_files.replace(_path(results, key), msgspec.json.format(msgspec.json.encode(recorded)))
 
 

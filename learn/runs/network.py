@@ -13,7 +13,7 @@ from wsa.learn.networks.nature import NatureTorso, scale_for
 from wsa.learn.networks.parameters import Parameters, count_parameters
 from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.learn.runs.config import OfflineRun, OnlineRun
-from wsa.store.objects.flat_map import shapes_of
+from wsa.store.objects.flat_map import FlatMap, shapes_of
 from wsa.store.objects.snapshot import Snapshot
 
 
@@ -21,11 +21,6 @@ def make_network(
     config: OfflineRun | OnlineRun, windows: Sequence[int], shapes: Sequence[tuple[int, ...]]
 ) -> Any:
     """Make a run's network, with weights drawn from torch's generator.
-
-    Args:
-        config: The run.
-        windows: Number of frames that each of its models sees.
-        shapes: Shape of an embedding of each of its models.
 
     Raises:
         UsageError: If the fusion cannot take these shapes.
@@ -45,20 +40,23 @@ def make_network(
 
 
 def windows_and_shapes(
-    config: OfflineRun | OnlineRun, snapshot: Snapshot
+    config: OfflineRun | OnlineRun, data: Snapshot | FlatMap | None
 ) -> tuple[Sequence[int], Sequence[tuple[int, ...]]]:
     """Number of frames that each of a run's inputs sees, and the shape of its embedding.
 
     Args:
         config: The run.
-        snapshot: The run's store; only an offline run reads it.
+        data: The run's store, or its materialized data; only an offline run needs it.
 
     Raises:
         MissingError: If the store does not have the run's embeddings.
     """
     if isinstance(config, OnlineRun):
         return config.model_windows, config.shapes
-    return shapes_of(snapshot, config.game, config.inputs)[:2]
+    if isinstance(data, FlatMap):
+        return data.windows, data.shapes
+    assert data is not None, "an offline run has data"
+    return shapes_of(data, config.game, config.inputs)[:2]
 
 
 def parameters_of(

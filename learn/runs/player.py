@@ -14,9 +14,8 @@ from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import OfflineRun, OnlineRun, RunConfig, read_config
-from wsa.learn.runs.data import make_embedder, open_data
-from wsa.learn.runs.moved_store import find_store
-from wsa.learn.runs.network import make_network
+from wsa.learn.runs.data import find_store, make_embedder, open_data
+from wsa.learn.runs.network import make_network, windows_and_shapes
 from wsa.learn.runs.presence import Mask, mask_of
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
@@ -113,7 +112,7 @@ def open_player(
         DamagedError: If the checkpoint or the data is damaged.
     """
     config = read_config(folder)
-    _path(folder, which)  # Check before opening models, which is slow.
+    checkpoint.find(folder / "checkpoints", which)  # Check before opening models, which is slow.
     config = find_store(config, store, otherwise)
     mask = None
     if without or only:
@@ -132,13 +131,14 @@ def open_player(
         return make_embedder(config, flat, models, threads=threads)
 
     embedder = embedder_for(mask)
-    path = _path(folder, which)  # A run in training may have newer checkpoints by now.
+    # A run in training may have newer checkpoints by now.
+    path = checkpoint.find(folder / "checkpoints", which)
     network, trained = load_network(config, flat, path)
     return Player(
         config,
         network.to(torch.device(device)),
         embedder,
-        _windows_and_shapes(config, flat)[1],
+        windows_and_shapes(config, flat)[1],
         trained,
         hashing.checksum(path.read_bytes())[:12],
         config.hyperparameters.NAME,
@@ -171,21 +171,6 @@ def load_network(
         MissingError: If the checkpoint is gone.
         DamagedError: If the checkpoint is damaged.
     """
-    network = make_network(config, *_windows_and_shapes(config, flat))
+    network = make_network(config, *windows_and_shapes(config, flat))
     trained, _ = checkpoint.load(path, {"online": network})
     return network, trained
-
-
-def _windows_and_shapes(
-    config: OfflineRun | OnlineRun, flat: FlatMap | None
-) -> tuple[Sequence[int], Sequence[tuple[int, ...]]]:
-    """Number of frames that each of a run's inputs sees, and the shape of its embedding."""
-    if isinstance(config, OnlineRun):
-        return config.model_windows, config.shapes
-    assert flat is not None, "an offline run has data"
-    return flat.windows, flat.shapes
-
-
-def _path(folder: Path, which: str) -> Path:
-    checkpoints = folder / "checkpoints"
-    return checkpoint.latest(checkpoints) if which == "final" else checkpoint.best(checkpoints)

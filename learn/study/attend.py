@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wsa.learn.bench.grid import evaluation_settings
-from wsa.learn.configs.fusions import FUSIONS, PIXELS
+from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.configs.study import AttendOptions
-from wsa.learn.fusion.build import fusion_class
+from wsa.learn.fusion.build import fusion_class, weighing
 from wsa.learn.study import attend_report
 from wsa.learn.study.attend_report import AttentionResult
 from wsa.learn.study.games import UNCHANGED, Condition, Games
@@ -26,7 +25,7 @@ def attend(o: AttendOptions) -> int:
     """`wsa study attend`."""
     # Check all runs before playing the first.
     logged = [(run, _read_log(run)) for run in runs_of(o)]
-    evaluation = evaluation_settings(o.episodes, o.final_games)
+    evaluation = o.final_games.settings(o.episodes)
     games = Games(Path(o.study_dir), evaluation)
     if o.dry_run:
         asked = logged if o.episodes else []
@@ -52,11 +51,10 @@ def _read_log(run: TrainedRun) -> Log:
     """
     fusion = run.config.network.fusion.name
     if fusion == PIXELS or not fusion_class(fusion).weighs:
-        able = ", ".join(name for name in FUSIONS if fusion_class(name).weighs)
         raise UsageError(
             "bad-option",
             f"{run.folder}: --fusion {fusion} gives its models no weights. Use a run with one of: "
-            f"{able}.",
+            f"{', '.join(weighing())}.",
         )
     return read_log(run.folder)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn.bench.grid import EvaluationSettings
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.evaluation.scores import Interval
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
@@ -166,9 +166,10 @@ def _parts(one: AttentionResult) -> Iterator[Part]:
     yield _film(one)
     for event, count, bands in one.events:
         x = np.arange(-REACH, REACH + 1) / one.steps_per_s
+        lines = [figures.Line(m, x, *band) for m, band in zip(one.run.models, bands, strict=True)]
         yield Figure(
             f"Around {event}",
-            figures.events(x, one.run.models, list(bands), "seconds from the event"),
+            figures.curves(lines, "seconds from the event", "weight", at=0.0),
             f"{count:,} {event}; mean weights with 95 % bootstrap bands.",
         )
     yield table(

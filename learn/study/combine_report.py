@@ -18,8 +18,13 @@ from wsa.learn.bench.grid import Result, changed
 from wsa.learn.bench.plot import stretched
 from wsa.learn.bench.report import Method, complete, curves_of, normalised, returns_of
 from wsa.learn.bench.run_cell import Failure
-from wsa.learn.evaluation.comparisons import improvement_interval, profile_band
-from wsa.learn.evaluation.scores import Interval, mean_score, stratified_interval
+from wsa.learn.evaluation.scores import (
+    Interval,
+    improvement_interval,
+    mean_score,
+    profile_band,
+    stratified_interval,
+)
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Table, Text, table
 from wsa.learn.study import output
@@ -41,12 +46,7 @@ Returns = dict[str, dict[int, float]]  # By game and seed.
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The written report.
-
-    Attributes:
-        markdown: The report as Markdown.
-        table: One row for each method, as JSON values.
-    """
+    """The written report."""
 
     markdown: str
     table: list[dict[str, Any]]
@@ -54,14 +54,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedRun:
-    """An evaluated run.
-
-    Attributes:
-        method: Name of the method under comparison.
-        result: Result of the evaluation.
-        parameters: Number of trainable parameters, if known.
-        folder: The run's folder.
-    """
+    """An evaluated run."""
 
     method: str
     result: Result
@@ -80,13 +73,7 @@ class EvaluatedRun:
 
 
 def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
-    """Write tables and page for the runs that are finished.
-
-    Args:
-        folder: The study's folder.
-        grid_plan: The study's grid.
-        failures: Runs that failed.
-    """
+    """Write tables and page for the runs that are finished."""
     runs = [
         EvaluatedRun(run.method, result, run.parameters, run.cell.folder)
         for run in grid_plan.runs
@@ -185,8 +172,7 @@ def _overview(
     if len({run.result.seed for run in runs}) < FEW:
         yield Text("With fewer than three seeds, the intervals say little about other seeds.")
     if failures:
-        rows = [(failure.cell, failure.kind, failure.message) for failure in failures]
-        yield table("Runs that failed", ("run", "kind", "reason"), rows)
+        yield output.failures_table(failures)
     elif lost:
         yield Text(f"{lost} are missing. Run the same command again to continue.")
     if grid_plan.left_out:

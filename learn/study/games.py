@@ -17,12 +17,17 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from wsa.learn.bench.grid import EvaluationSettings
-from wsa.learn.envs.policies import Policy
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.episodes import Episode, play
 from wsa.learn.evaluation.random_games import RandomGames
-from wsa.learn.evaluation.scores import Interval, mean_score, stratified_interval
+from wsa.learn.evaluation.scores import (
+    Interval,
+    mean_score,
+    percentile_interval,
+    resample,
+    stratified_interval,
+)
 from wsa.learn.runs.player import Player
 from wsa.learn.runs.presence import Mask
 from wsa.learn.study.trained_runs import TrainedRun
@@ -31,7 +36,6 @@ from wsa.store.format import records
 
 Key = TypeVar("Key")
 
-RESAMPLES = 2000
 SIGNIFICANCE = 0.05  # Level of the test whether a run beats the random policy.
 RANDOM = "random"  # Name of the random policy, in place of a network.
 NO_BETTER_THAN_RANDOM = (
@@ -86,12 +90,7 @@ UNCHANGED = Condition("none")  # Studies share the games of a run as it is.
 
 
 class Games:
-    """Plays games that have not been played before, and saves them.
-
-    Args:
-        folder: The study's folder.
-        evaluation: Settings of the games.
-    """
+    """Plays games that have not been played before, and saves them."""
 
     def __init__(self, folder: Path, evaluation: EvaluationSettings) -> None:
         self._folder, self._evaluation = folder / "games", evaluation
@@ -153,10 +152,13 @@ class Games:
             player: The run's network.
             on_step: Called with (steps played, games finished).
         """
-        e = self._evaluation
+        e, variant = self._evaluation, condition.variant
         policy = player.policy(e.num_envs, e.epsilon, e.seed)
         before = player.embedder.passes
-        episodes = self._episodes(run, policy, condition.variant, on_step)
+        episodes = play(
+            run.config.game, run.config.protocol, policy, e.episodes, e.seed, num_envs=e.num_envs,
+            make_env=variant.make_env if variant else None, on_step=on_step,
+        )  # fmt: skip
         path = self._path(run, run.network, condition.name)
         return _save(path, episodes, player.embedder.passes - before)
 
@@ -165,8 +167,7 @@ class Games:
         path = self.random_path(run, variant)
         if (saved := _read(path)) is not None:
             return saved
-        e, config = self._evaluation, run.config
-        games = RandomGames(config.game, config.protocol, e.episodes, e.seed, e.num_envs, variant)
+        games = RandomGames(run.config.game, run.config.protocol, self._evaluation, variant)
         return _save(path, games.play(), 0)
 
     def random_path(self, run: TrainedRun, variant: Variant | None) -> Path:
@@ -177,19 +178,6 @@ class Games:
         """
         changed = variant is not None and not variant.keeps_rules
         return self._path(run, RANDOM, variant_condition(variant).name if changed else "")
-
-    def _episodes(
-        self,
-        run: TrainedRun,
-        policy: Policy,
-        variant: Variant | None,
-        on_step: Callable[[int, int], None] = lambda steps, episodes: None,
-    ) -> list[Episode]:
-        e = self._evaluation
-        return play(
-            run.config.game, run.config.protocol, policy, e.episodes, e.seed, num_envs=e.num_envs,
-            make_env=variant.make_env if variant else None, on_step=on_step,
-        )  # fmt: skip
 
     def _path(self, run: TrainedRun, network: str, condition: str) -> Path:
         identity = [run.config.game, run.config.protocol, network, condition, self._evaluation]
@@ -260,10 +248,8 @@ def beats_random(played: PlayedGames, chance: PlayedGames) -> bool:
 def difference(one: PlayedGames, other: PlayedGames) -> Interval:
     """Difference of two mean returns, with its 95 % bootstrap interval over the games."""
     generator = np.random.default_rng(0)
-
-    def resample(returns: Sequence[float]) -> Any:
-        drawn = generator.integers(len(returns), size=(RESAMPLES, len(returns)))
-        return np.array(returns)[drawn].mean(axis=1)
-
-    low, high = np.quantile(resample(one.returns) - resample(other.returns), [0.025, 0.975])
-    return Interval(one.mean - other.mean, float(low), float(high))
+    one_means, other_means = (
+        mean_score(resample(generator, np.array(played.returns)[:, None]))
+        for played in (one, other)
+    )
+    return percentile_interval(one.mean - other.mean, one_means - other_means)

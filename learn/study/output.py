@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from wsa.learn.report.document import Part, Section, csv_table, markdown, versions
+from wsa.learn.bench.run_cell import Failure
+from wsa.learn.report.document import Part, Section, Table, csv_table, markdown, table, versions
 from wsa.learn.report.page import page
 from wsa.store.common import atomic_files
 from wsa.store.format import records
@@ -61,6 +62,12 @@ def write(
     atomic_files.replace(folder / f"{kind}.json", msgspec.json.encode(section))
     atomic_files.replace(folder / PAGE, page("wsa study", _sections(folder)).encode())
     return text
+
+
+def failures_table(failures: Sequence[Failure]) -> Table:
+    """Tabulate the runs of a grid that failed."""
+    rows = [(failure.cell, failure.kind, failure.message) for failure in failures]
+    return table("Runs that failed", ("run", "kind", "reason"), rows)
 
 
 def _sections(folder: Path) -> list[Section]:

@@ -13,7 +13,7 @@ from wsa.encode.inference.encoder import choose_device
 from wsa.learn.configs.study import RunsOptions
 from wsa.learn.evaluation.video import labels
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
-from wsa.learn.runs.moved_store import find_store
+from wsa.learn.runs.data import find_store
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.runs.player import Player, open_player
 from wsa.learn.study.output import PAGE
@@ -29,12 +29,7 @@ COLUMNS = ("run", "game", "fusion", "seed", "parameters")
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A trained run.
-
-    Attributes:
-        folder: The run's folder.
-        config: The run.
-    """
+    """A trained run."""
 
     folder: Path
     config: OfflineRun | OnlineRun

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors
@@ -113,12 +113,14 @@ def digest(folder: Path) -> str:
     return hashing.checksum(latest(folder).read_bytes())[:12]
 
 
-def best(folder: Path) -> Path:
-    """Return the path of a run's checkpoint with the best validation score.
+def find(folder: Path, which: Literal["final", "best"]) -> Path:
+    """Return the path of a run's newest checkpoint, or of that with the best validation score.
 
     Raises:
-        MissingError: If the run kept none.
+        MissingError: If there is none, or the run did not keep the best.
     """
+    if which == "final":
+        return latest(folder)
     path = folder / f"{BEST}.safetensors"
     if not path.exists():
         raise MissingError(

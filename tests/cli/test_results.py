@@ -312,9 +312,8 @@ def test_games_of_a_newer_network_are_not_recorded_as_those_of_an_older_one(fill
     key = evaluations.key_of(run, EvaluationRequest(episodes=1))
     (run / evaluations.TABLE).touch()
     for network, recorded in (("0" * 12, False), (key.checkpoint[:12], True)):
-        finished: Any = types.SimpleNamespace(
-            network=network, weighed=False, summary=lambda: {name: 3, "a": 1}
-        )
+        player = types.SimpleNamespace(digest=network, weighs=False)
+        finished: Any = types.SimpleNamespace(player=player, summary=lambda: {name: 3, "a": 1})
         evaluations.keep(run, run, key, finished)
         found = evaluations.find(run, run, key)
         assert (found is not None) == recorded

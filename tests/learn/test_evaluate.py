@@ -16,6 +16,7 @@ from learn_kit import read_video
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.envs import atari
 from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import parse_variant
@@ -375,7 +376,9 @@ def test_a_machine_plays_the_games_of_the_random_policy_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WSA_CACHE", str(tmp_path))
-    games = RandomGames("Breakout", stated("Breakout", 30), 3, 5, 2)
+    games = RandomGames(
+        "Breakout", stated("Breakout", 30), EvaluationSettings(3, seed=5, num_envs=2)
+    )
     assert games.find() is None
     steps: list[int] = []
     episodes = games.play(lambda played, _: steps.append(played))
@@ -386,8 +389,10 @@ def test_a_machine_plays_the_games_of_the_random_policy_once(
     games.path.write_bytes(b"[{}]")
     assert games.play() == episodes
     # Each fact of the games has its own file; frames are not one.
-    for name, value in (("episodes", 4), ("seed", 6), ("num_envs", 1), ("game", "Pong")):
-        assert msgspec.structs.replace(games, **{name: value}).path != games.path
+    for name, value in (("episodes", 4), ("seed", 6), ("num_envs", 1)):
+        settings = msgspec.structs.replace(games.settings, **{name: value})
+        assert msgspec.structs.replace(games, settings=settings).path != games.path
+    assert msgspec.structs.replace(games, game="Pong").path != games.path
     look, rules = (parse_variant(spec, "Breakout") for spec in ("look:invert", "mode=4"))
     assert msgspec.structs.replace(games, variant=look).path == games.path
     assert msgspec.structs.replace(games, variant=rules).path != games.path

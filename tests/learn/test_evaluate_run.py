@@ -65,7 +65,7 @@ def test_an_evaluation_counts_every_frame_and_a_variant_that_changes_nothing_is_
         evaluation = evaluate_run(
             run, EvaluationRequest(episodes=2, epsilon=0.2, seed=1, num_envs=2)
         )
-    assert evaluation.trained == 50 and evaluation.seconds > 0
+    assert evaluation.player.trained == 50 and evaluation.seconds > 0
     assert [e.steps for e in evaluation.episodes + evaluation.random] == [MAX_STEPS] * 4
     stored = {d.tobytes() for m in breakout.segments() for d in breakout.read_digests(m)}
     new = set(shown) - stored

@@ -413,11 +413,11 @@ def test_the_best_network_is_kept_beside_the_final_one(
               if "validation/td_error" in line}  # fmt: skip
     lowest = min(errors, key=lambda step: errors[step])
     assert lowest < SMALL.updates and len(errors) == 12
-    best = checkpoint.best(tmp_path / "checkpoints")
+    best = checkpoint.find(tmp_path / "checkpoints", "best")
     assert int(checkpoint.read(best)[1]["step"]) == lowest
     assert checkpoint.latest(tmp_path / "checkpoints").stem == "000000060"
     with pytest.raises(MissingError, match="--save-best"):
-        checkpoint.best(whole / "checkpoints")
+        checkpoint.find(whole / "checkpoints", "best")
 
 
 def test_values_that_run_away_are_warned_about_once(

@@ -33,10 +33,9 @@ from wsa.learn.configs.algorithms import EvaluationConfig
 from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.evaluation import periodic
 from wsa.learn.runs.config import OfflineRun, read_config
-from wsa.learn.runs.data import open_data
+from wsa.learn.runs.data import find_store, open_data
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
-from wsa.learn.runs.moved_store import find_store
 from wsa.learn.runs.train import train_stored
 from wsa.learn.training import checkpoint
 from wsa.learn.training import metrics as training_metrics

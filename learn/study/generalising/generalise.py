@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from wsa.learn.bench.grid import evaluation_settings, print_grid
+from wsa.learn.bench.grid import print_grid
 from wsa.learn.bench.run_cell import ERROR, Failure, failure, say_failed
 from wsa.learn.configs.study import GeneraliseOptions
 from wsa.learn.envs.variants import Variant
-from wsa.learn.runs.moved_store import find_store
+from wsa.learn.runs.data import find_store
 from wsa.learn.study.costs import seconds_per_step, steps_per_game
 from wsa.learn.study.games import UNCHANGED, Condition, Games, variant_condition
 from wsa.learn.study.generalising import report
@@ -31,12 +31,7 @@ QUICK_GAMES, QUICK_STATES = 3, 64
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run, and the variants that it plays.
-
-    Attributes:
-        run: The run.
-        suites: By suite, the variants that the run's game has.
-    """
+    """A run, and the variants that it plays."""
 
     run: TrainedRun
     suites: dict[str, tuple[Variant, ...]]
@@ -70,7 +65,7 @@ def generalise(o: GeneraliseOptions) -> int:
             f"--suite {o.suite}: no run's game has variants in this suite. authors is for Breakout and "
             "Pong; look, noise and sticky are for every game.",
         )
-    evaluation, folder = evaluation_settings(o.episodes, o.final_games), Path(o.study_dir)
+    evaluation, folder = o.final_games.settings(o.episodes), Path(o.study_dir)
     games, shifts = Games(folder, evaluation), Shifts(folder, evaluation, o.states)
     if o.dry_run:
         return _dry(o, plans, games, shifts)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.bench.run_cell import Failure
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.study import output, trained_runs
@@ -64,15 +64,7 @@ def write(
     missing_suites: Sequence[str],
     evaluation: EvaluationSettings,
 ) -> str:
-    """Write the tables and the page; return the study as Markdown.
-
-    Args:
-        folder: The study's folder.
-        runs: Runs with their games.
-        failed: Runs that failed.
-        missing_suites: Remarks on games that have no variant in a suite.
-        evaluation: Settings of the games.
-    """
+    """Write the tables and the page; return the study as Markdown."""
     parts: list[Part] = [*_overview(runs), *(Text(note) for note in missing_suites)]
     if failed:
         rows = [(one.cell, one.message) for one in failed]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn.evaluation.scores import Interval
+from wsa.learn.evaluation.scores import RESAMPLES, Interval, percentile_interval
 from wsa.learn.study.games import PlayedGames, difference
 
 Pair = tuple[PlayedGames, PlayedGames]  # Games of a run and of a random policy.
@@ -25,17 +25,16 @@ class Retention:
 
     Args:
         plain: Games without a change.
-        resamples: Number of bootstrap resamples of pairs of games.
 
     Attributes:
         advantage: Return minus the random policy's without a change, with its 95 % interval.
     """
 
-    def __init__(self, plain: Pair, *, resamples: int = 2000) -> None:
+    def __init__(self, plain: Pair) -> None:
         self._plain = plain
         self.advantage = difference(*plain)
         games = len(plain[0].returns)
-        drawn = np.random.default_rng(0).integers(games, size=(2, resamples, games))
+        drawn = np.random.default_rng(0).integers(games, size=(2, RESAMPLES, games))
         # First all games once, then the resamples.
         self._picks = np.concatenate([np.tile(np.arange(games), (2, 1, 1)), drawn], axis=1)
 
@@ -72,5 +71,4 @@ class Retention:
 
 def _interval(values: NDArray[np.float64]) -> Interval:
     """First value, with the central 95 % interval of the other values."""
-    low, high = np.nanquantile(values[1:], [0.025, 0.975])
-    return Interval(float(values[0]), float(low), float(high))
+    return percentile_interval(values[0], values[1:])

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.learn.bench.grid import EvaluationSettings
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.envs.atari import rgb_frames
 from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks

@@ -129,7 +129,7 @@ class _StageBuilder:
         cell = Cell(
             request,
             (Path(bench.bench_dir) / "runs" / name).absolute(),
-            grid.evaluation_settings(bench.episodes, bench.final_games),
+            bench.final_games.settings(bench.episodes),
             bench.compute,
             self._settings.segments.get(self._game, ()),
             label,

@@ -31,15 +31,7 @@ def write(
     changes: Mapping[Path, PlayedGames],
     failures: Sequence[Failure],
 ) -> str:
-    """Write the tables and the page; return the study as Markdown.
-
-    Args:
-        folder: The study's folder.
-        bench: Settings that all runs share.
-        all_stages: The stages.
-        changes: Games of changed networks before their first update, by folder.
-        failures: Runs that failed.
-    """
+    """Write the tables and the page; return the study as Markdown."""
     done = [stage for stage in all_stages if stage.cell.result() is not None]
     parts: list[Part] = [Text(f"{len(done)} of {len(all_stages)} runs are trained and evaluated.")]
     if lost := sum(not better_than_random(_summary(stage)) for stage in done):
@@ -50,8 +42,7 @@ def write(
             )
         )
     if failures:
-        rows = [(failure.cell, failure.kind, failure.message) for failure in failures]
-        parts.append(table("Runs that failed", ("run", "kind", "reason"), rows))
+        parts.append(output.failures_table(failures))
     for game in dict.fromkeys(stage.cell.request.game for stage in done):
         game_stages = [stage for stage in done if stage.cell.request.game == game]
         parts += [*_figures(game, game_stages, changes), *_tables(game, game_stages, changes)]

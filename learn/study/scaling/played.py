@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsa.learn.bench.grid import EvaluationSettings
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.runs.presence import Mask
@@ -36,13 +36,7 @@ COLUMNS = (*trained_runs.COLUMNS, "checkpoint", "present", "models", "number", "
 
 @dataclasses.dataclass(frozen=True)
 class PlayedResult:
-    """A run, and its games with sets of its models.
-
-    Attributes:
-        run: The run.
-        sets: Games by set, the whole last.
-        random: Games of a random policy.
-    """
+    """A run, and its games with sets of its models."""
 
     run: TrainedRun
     sets: dict[Mask, PlayedGames]

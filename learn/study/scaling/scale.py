@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from wsa.encode.inference.encoder import choose_device
-from wsa.learn.bench.grid import evaluation_settings
 from wsa.learn.configs.study import ScaleOptions
 from wsa.learn.study.games import Games
 from wsa.learn.study.scaling import cached, cached_report, played
@@ -41,7 +40,7 @@ def _cached(o: ScaleOptions, runs: list[TrainedRun]) -> int:
 def _played(o: ScaleOptions, runs: list[TrainedRun]) -> int:
     if not o.episodes:
         raise UsageError("bad-option", "--episodes must be at least 1 with --after played.")
-    evaluation = evaluation_settings(o.episodes, o.final_games)
+    evaluation = o.final_games.settings(o.episodes)
     games = Games(Path(o.study_dir), evaluation)
     if o.dry_run:
         sets = sum(len(games.left(run, played.conditions(run).values())) for run in runs)

@@ -17,8 +17,7 @@ from wsa.learn.data.nstep import hold_out
 from wsa.learn.data.transitions import StateRows
 from wsa.learn.networks.parameters import count_parameters
 from wsa.learn.runs.config import OfflineRun, OnlineRun
-from wsa.learn.runs.data import only, open_data
-from wsa.learn.runs.moved_store import find_store
+from wsa.learn.runs.data import find_store, only, open_data
 from wsa.learn.runs.player import load_network
 from wsa.learn.runs.presence import Mask
 from wsa.learn.study.trained_runs import TrainedRun
@@ -48,11 +47,6 @@ class Decisions:
 
 class StoredStates:
     """A run's network, and stored states of its game.
-
-    Args:
-        run: The run.
-        most: Maximum number of states.
-        device: Device for the network.
 
     Attributes:
         held_out: Whether the run was not trained on the states.

@@ -11,8 +11,9 @@ import pytest
 from command_kit import read_csv
 
 from wsa.learn.bench import report as bench_report
-from wsa.learn.bench.grid import RESULT, EvaluationSettings, Result
+from wsa.learn.bench.grid import RESULT, Result
 from wsa.learn.bench.report import ALL, RUN_COLUMNS, Method, tabulate
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.evaluation.scores import human_normalised, interquartile_mean, stratified_interval
 
 EVALUATION = EvaluationSettings(episodes=100, epsilon=0.001, seed=10_000, num_envs=4)

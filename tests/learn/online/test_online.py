@@ -173,7 +173,7 @@ def test_the_same_run_on_recorded_play_needs_no_pass(recorded: Recorded, tmp_pat
 
 def test_a_run_is_evaluated_also_under_a_variant(recorded: Recorded) -> None:
     plain = evaluate_run(recorded.run, EvaluationRequest(episodes=1, epsilon=1.0, num_envs=1))
-    assert plain.trained == STEPS and len(plain.episodes) == 1
+    assert plain.player.trained == STEPS and len(plain.episodes) == 1
     assert plain.summary()["unit"] == "steps" and "updates" not in plain.summary()
     # Random play is the same; the frames are not in the store.
     inverted = evaluate_run(

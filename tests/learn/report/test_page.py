@@ -41,7 +41,6 @@ def drawings() -> list[str]:
         figures.intervals(bars, "score", line=0.0),
         figures.points([1e5, 3e6], bars, "parameters", "score"),
         figures.curves([figures.Line(HOSTILE, x, x), figures.Line("b", x, *band)], "x", "y", at=2),
-        figures.events(x, ["a", "b"], [band, band], "steps"),
         figures.stacked(["a", HOSTILE], x, np.full((2, 5), 0.5), "steps"),
         figures.lattice({s: sum(s) / 3 for s in sets}, "ABC", HOSTILE),
         figures.heat_map(np.array([[1, -0.5], [np.nan, 0]]), ["a", HOSTILE], ["b", "c"], HOSTILE),

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.configs.algorithms import PPOConfig
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.configs.network import pixel_network
 from wsa.learn.envs import atari
 from wsa.learn.envs.policies import RandomPolicy
