@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -270,9 +271,12 @@ def _open(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
             arrays: dict[str, Any] = dict(group.arrays())
             attributes = group.attrs.asdict()
         else:
-            with np.load(path, allow_pickle=False) as file:
-                arrays, attributes = {name: file[name] for name in file.files}, {}
-    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                arrays, attributes = {name: found[name] for name in found.files}, {}
+    except (
+        *(ValueError, TypeError, KeyError, OSError, EOFError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise UsageError(
             "bad-option",
             f"{path} is neither an .npz file of plain arrays nor a Zarr group of format 3: {error}",

@@ -81,7 +81,7 @@ def hold_out(flat: FlatMap, fraction: float) -> tuple[NDArray[np.int64], NDArray
     Args:
         flat: The stored transitions.
         fraction: Fraction of the episodes to hold out. Unless it is 0, at least one of two or more
-            episodes is held out.
+            episodes is held out, and one is left to train on.
 
     Returns:
         Rows to train on, (S,), and rows to validate on, (V,), both in the snapshot's order.
@@ -96,7 +96,9 @@ def hold_out(flat: FlatMap, fraction: float) -> tuple[NDArray[np.int64], NDArray
             index_of.setdefault(f"{run}/{number}", len(index_of)) for number in numbers
         ]
         episode_of[rows] = np.array(segment_episodes)[inverse]
-    count = max(round(fraction * len(index_of)), 1) if fraction and len(index_of) > 1 else 0
+    count = 0
+    if fraction and len(index_of) > 1:
+        count = min(max(round(fraction * len(index_of)), 1), len(index_of) - 1)
     held_names = sorted(index_of, key=lambda name: blake3(name.encode()).digest())[:count]
     held_out = np.isin(episode_of[flat.steps], [index_of[name] for name in held_names])
     return flat.steps[~held_out], flat.steps[held_out]

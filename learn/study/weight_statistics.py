@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn.evaluation.attention_log import FILE
+from wsa.learn.evaluation.scores import TAILS
 from wsa.learn.fusion.build import weighing
 from wsa.store.common.errors import DamagedError, MissingError, UsageError
 
@@ -59,7 +62,8 @@ def read_log(folder: Path) -> Log:
             f"{', '.join(weighing())}.",
         )
     try:
-        with np.load(path, allow_pickle=False) as found:
+        # numpy leaves a file open that it opened itself and cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             columns: dict[str, NDArray[Any]] = {name: found[name] for name in found.files}
         order = np.lexsort((columns["step"], columns["episode"], columns["env"]))
         columns = {k: v if k == "models" else v[order] for k, v in columns.items()}
@@ -74,7 +78,7 @@ def read_log(folder: Path) -> Log:
             weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-8),
             weights,
         )
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DamagedError(
             "bad-array",
             f"{path} cannot be read ({error}). Make it again: wsa eval {folder} --again",
@@ -118,12 +122,7 @@ def by_action(log: Log, actions: int) -> tuple[NDArray[np.int64], Floats]:
 
 
 def around_rewards(log: Log, sign: int, reach: int = REACH) -> tuple[int, Floats] | None:
-    """Shares before and after rewards of one sign, with 95 % bootstrap bands over the rewards.
-
-    Args:
-        log: The steps.
-        sign: 1 or -1.
-        reach: Number of steps before and after.
+    """Shares before and after rewards of one sign (1 or -1), with 95 % bootstrap bands over the rewards.
 
     Returns:
         The number of rewards, and an array (m, 3, 2 reach + 1) with the mean, lower end, and upper
@@ -145,6 +144,6 @@ def around_rewards(log: Log, sign: int, reach: int = REACH) -> tuple[int, Floats
     for share in log.shares.T:
         values = np.where(inside, share[steps], 0.0)
         mean = values.sum(axis=0) / np.maximum(inside.sum(axis=0), 1)
-        low, high = np.quantile(drawn @ values / counts, [0.025, 0.975], axis=0)
+        low, high = np.quantile(drawn @ values / counts, TAILS, axis=0)
         bands.append(np.stack([mean, low, high]))
     return total, np.stack(bands)

@@ -395,8 +395,12 @@ def test_other_files_are_refused(here: Path) -> None:
     (here / "text.npz").write_text("not a zip file")
     (here / "folder").mkdir()
     np.savez(here / "objects.npz", actions=np.array([{}], object))
+    np.savez_compressed(here / "damaged.npz", actions=np.arange(1000) % 7)
+    data = bytearray((here / "damaged.npz").read_bytes())
+    data[60:70] = bytes(10)  # Inside the compressed array.
+    (here / "damaged.npz").write_bytes(data)
     zarr.create_group(here / "old.zarr", zarr_format=2)
-    for name in ("text.npz", "folder", "objects.npz", "old.zarr"):
+    for name in ("text.npz", "folder", "objects.npz", "damaged.npz", "old.zarr"):
         with pytest.raises(UsageError, match=r"neither an .npz file of plain arrays nor a Zarr"):
             Arrays(here / name)
 

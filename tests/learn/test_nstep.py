@@ -130,6 +130,11 @@ def test_an_episode_in_two_segments_is_one(flat: FlatMap) -> None:
     assert len(across) == 2
 
 
+def test_an_episode_is_left_to_train_on(flat: FlatMap) -> None:
+    training, held = hold_out(flat, 0.99)
+    assert len(episodes(flat, training)) == 1 and len(held)
+
+
 def test_a_fraction_of_zero_holds_out_nothing(flat: FlatMap) -> None:
     training, held = hold_out(flat, 0.0)
     assert np.array_equal(training, flat.steps) and not len(held)

@@ -74,6 +74,19 @@ def test_unusable_logs_are_refused(tmp_path: Path, changes: Any, error: Any, mes
         read_log(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped name", "flipped data"])
+def test_a_damaged_log_is_reported(tmp_path: Path, damage: str) -> None:
+    write_log(tmp_path, note=np.arange(500))
+    data = bytearray((tmp_path / FILE).read_bytes())
+    if damage == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[30 if damage == "flipped name" else len(data) // 2] ^= 255
+    (tmp_path / FILE).write_bytes(data)
+    with pytest.raises(DamagedError, match=r"cannot be read .* Make it again: wsa eval"):
+        read_log(tmp_path)
+
+
 def test_the_effective_number_of_models() -> None:
     shares = np.array([[1, 0, 0], [0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]])
     np.testing.assert_allclose(effective_number(shares), [1, 2, 3], rtol=1e-6)
