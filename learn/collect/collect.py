@@ -46,8 +46,8 @@ class CollectPlan:
     Attributes:
         game: ALE game id.
         protocol: Protocol by which the game is played.
-        policy: Name of the policy.
-        seed: Seed of the run.
+        policy: `random`, or a name that is unique to the policy.
+        seed: Environment i is seeded with seed + i.
         run: Name of the run, 12 hex digits.
         num_envs: Number of parallel environments.
         steps: Total number of steps requested, rounded up to a multiple of `num_envs`.
@@ -61,7 +61,7 @@ class CollectPlan:
     run: str
     num_envs: int
     steps: int
-    pieces: tuple[tuple[tuple[int, int], ...], ...]
+    pieces: tuple[tuple[tuple[int, int], ...], ...] = ()
 
     @property
     def missing(self) -> int:
@@ -82,15 +82,7 @@ def plan_collection(
 ) -> CollectPlan:
     """Find the intervals of a collection run that are not committed yet.
 
-    Args:
-        snapshot: Snapshot of the store.
-        game: ALE game id.
-        protocol: Protocol by which to play.
-        steps: Total number of steps.
-        num_envs: Number of parallel environments.
-        policy: `random`, or a name that is unique to the policy.
-        seed: Environment i is seeded with seed + i.
-        segment_steps: Maximum number of steps in a segment.
+    The arguments are those of `CollectPlan`; a segment has at most `segment_steps` steps.
 
     Raises:
         UsageError: If a number is out of range.
@@ -196,7 +188,7 @@ def collect(
         observations, info = env.reset(seed=plan.seed)
         seen = converter.screens(observations, [recorder.wants(0) for recorder in recorders])
         for i, recorder in enumerate(recorders):
-            recorder.begin(seen[i], int(info["lives"][i]))
+            recorder.begin(seen[i], info["lives"][i])
         first = np.ones(plan.num_envs, np.bool_)
         for step in range(last):
             actions = act(games.rgb_frames(observations), first, envs)
@@ -206,19 +198,13 @@ def collect(
             seen = converter.screens(observations, wanted)
             final = converter.screens(info["final_obs"], ended & wanted) if ended.any() else seen
             for i, recorder in enumerate(recorders):
-                recorder.step(
-                    int(actions[i]),
-                    float(rewards[i]),
-                    bool(terminated[i]),
-                    bool(truncated[i]),
-                    (final if ended[i] else seen)[i],
-                    0 if ended[i] else int(info["lives"][i]),
-                )
+                screen, lives = (final[i], 0) if ended[i] else (seen[i], info["lives"][i])
+                recorder.step(actions[i], rewards[i], terminated[i], truncated[i], screen, lives)
                 if recorder.full:
                     writer.write(i, recorder.take())
                     on_steps(writer.written, plan.missing)
                 if ended[i]:
-                    recorder.begin(seen[i], int(info["lives"][i]))
+                    recorder.begin(seen[i], info["lives"][i])
             if step % 64 == 0:
                 waiting = sum(recorder.steps for recorder in recorders)
                 on_steps(writer.written + waiting, plan.missing)
@@ -232,12 +218,6 @@ def collect(
 
 class Writer(Generic[Converter]):
     """Commits segments in a background thread, so play continues during disk writes.
-
-    Args:
-        plan: The run to which the segments belong.
-        backend: The store.
-        converter: The object that made the screens.
-        emulator: See `SegmentMeta.emulator`.
 
     Attributes:
         written: Number of steps whose segments are now in the store, from any writer.

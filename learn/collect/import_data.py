@@ -221,18 +221,15 @@ def run_import(
     played = 0
     try:
         for episode in source.episodes():
-            for at, screen in enumerate(_screens(episode, recorder, converter, played)):
-                if not at:
-                    recorder.begin(screen, int(episode.lives[0]))
-                    continue
-                recorder.step(
-                    int(episode.actions[at - 1]),
-                    float(episode.rewards[at - 1]),
-                    bool(episode.terminated[at - 1]),
-                    bool(episode.truncated[at - 1]),
-                    screen,
-                    int(episode.lives[at]),
-                )
+            screens = _screens(episode, recorder, converter, played)
+            recorder.begin(next(screens), episode.lives[0])
+            steps = zip(
+                *(episode.actions, episode.rewards, episode.terminated, episode.truncated),
+                *(screens, episode.lives[1:]),
+                strict=True,
+            )
+            for action, reward, terminated, truncated, screen, lives in steps:
+                recorder.step(action, reward, terminated, truncated, screen, lives)
                 if recorder.full:
                     writer.write(0, recorder.take())
             played += len(episode)

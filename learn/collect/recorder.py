@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat, SupportsInt
+
+import numpy as np
 
 from wsa.learn.collect.palette import Screen
 from wsa.store.format.stacks import MAX_STACK_FRAMES
@@ -74,34 +76,38 @@ class Recorder:
         """Return whether the frame after `at` steps will be in a segment, maybe as context."""
         return bool(self._pieces) and at > self._pieces[0][0] - MAX_STACK_FRAMES
 
-    def begin(self, screen: Screen, lives: int) -> None:
+    def begin(self, screen: Screen, lives: SupportsInt) -> None:
         """Begin an episode with its first frame."""
         self._episode += 1
         self._length, self._return = 0, 0.0
         self._recent.clear()
-        self._recent.append(_Row(screen, lives, self._episode, is_first=True))
+        self._recent.append(_Row(screen, int(lives), self._episode, is_first=True))
 
     def step(
         self,
-        action: int,
-        reward: float,
-        terminated: bool,
-        truncated: bool,
+        action: SupportsInt,
+        reward: SupportsFloat,
+        terminated: bool | np.bool_,
+        truncated: bool | np.bool_,
         screen: Screen,
-        lives: int,
+        lives: SupportsInt,
     ) -> None:
         """Record an action, its reward, whether the episode ended, and the true next frame."""
         now = self._recent[-1]
-        following = _Row(screen, lives, self._episode, is_first=False)
+        following = _Row(screen, int(lives), self._episode, is_first=False)
         self._length += 1
-        self._return += reward
+        self._return += float(reward)
         if self._pieces and self.played >= self._pieces[0][0]:
             if not self.steps:
                 past = list(self._recent)[:-1]
                 self._rows = [dataclasses.replace(row, context=True) for row in past]
             self._rows.append(
                 dataclasses.replace(
-                    now, action=action, reward=reward, terminated=terminated, truncated=truncated
+                    now,
+                    action=int(action),
+                    reward=float(reward),
+                    terminated=bool(terminated),
+                    truncated=bool(truncated),
                 )
             )
             self.steps += 1

@@ -163,10 +163,12 @@ class EnvRunner:
             final = final.copy()  # The reset may overwrite this buffer.
             observations, lives = self._begin_stretch(number, fresh)
         self._lives[group] = lives
-        all_envs = np.ones(len(actions), np.bool_)
-        self._record(
-            group, all_envs, actions, rewards, terminated, truncated, final, observations, lives
-        )
+        if self._recording:
+            all_envs = np.ones(len(actions), np.bool_)
+            self._recording.step(
+                self._envs[group], all_envs, actions, rewards, terminated, truncated, final,
+                observations, lives,
+            )  # fmt: skip
         following = self._see(group, observations, final, ended)
         return Step(
             rewards.astype(np.float32), terminated, truncated, life_lost, following, episodes
@@ -292,11 +294,12 @@ class EnvRunner:
             returns += rewards
             returns[ended] = 0
             self._push_replayed(envs, at >= 0, ended, observations, longest - t - 1)
-            final = info["final_obs"] if ended.any() else observations
-            self._record(
-                group, at >= 0, actions, rewards, terminated, truncated, final, observations,
-                info["lives"],
-            )  # fmt: skip
+            if self._recording:
+                final = info["final_obs"] if ended.any() else observations
+                self._recording.step(
+                    envs, at >= 0, actions, rewards, terminated, truncated, final, observations,
+                    info["lives"],
+                )  # fmt: skip
         self._lives[group] = info["lives"]
         return returns
 
@@ -312,25 +315,3 @@ class EnvRunner:
         if left < self.table.longest:
             frames = games.rgb_frames(observations)[which]
             self._recent.push(frames, first[which], envs[which])
-
-    def _record(
-        self,
-        group: slice,
-        which: NDArray[np.bool_],
-        actions: NDArray[np.int64],
-        rewards: NDArray[Any],
-        terminated: NDArray[np.bool_],
-        truncated: NDArray[np.bool_],
-        final: NDArray[np.uint8],
-        observations: NDArray[np.uint8],
-        lives: NDArray[Any],
-    ) -> None:
-        """Record a step of some environments of a group, if the run is recorded."""
-        if not self._recording:
-            return
-        envs = self._envs[group]
-        ended = terminated | truncated
-        last = np.where(ended[:, None, None, None, None], final, observations)
-        left = np.where(ended, 0, lives)
-        self._recording.step(envs, which, actions, rewards, terminated, truncated, last, left)
-        self._recording.begin(envs, which & ended, observations, lives)

@@ -28,7 +28,7 @@ from wsa.learn.envs import atari as games
 from wsa.learn.online.embedding_table import Table
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
-from wsa.store.format.records import EmbeddingMeta, Protocol, SegmentMeta
+from wsa.store.format.records import EmbeddingMeta, SegmentMeta
 from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.objects.snapshot import take_objects
 from wsa.store.objects.writer import commit_embedding, embedding_dtype
@@ -74,41 +74,21 @@ class Recording:
 
     Args:
         backend: The store.
+        plan: What is played; every step is recorded, whatever its `pieces`.
         table: The run's embedding table, which has seen every recorded frame.
         models: The models in a table row, in order; empty for grayscale pixels.
-        game: ALE game id.
-        protocol: Protocol by which the game is played.
-        policy: Name of the policy, stored in each segment's record.
-        seed: Seed of the environments.
-        run: Unique name of the run, 12 hex digits.
-        num_envs: Number of environments.
-        steps: Maximum number of steps of each environment.
     """
 
     def __init__(
-        self,
-        backend: Backend,
-        table: Table,
-        models: Sequence[Embedded],
-        *,
-        game: str,
-        protocol: Protocol,
-        policy: str,
-        seed: int,
-        run: str,
-        num_envs: int,
-        steps: int,
+        self, backend: Backend, plan: CollectPlan, table: Table, models: Sequence[Embedded]
     ) -> None:
-        self._steps = steps
-        plan = CollectPlan(
-            game, protocol, policy, seed, run, num_envs, steps * num_envs, ((),) * num_envs
-        )
+        self._steps = plan.steps // plan.num_envs
         self._converter = IndexedScreens()
         self._writer = _Writer(
-            plan, backend, self._converter, games.emulator_identity(game), table, models
+            plan, backend, self._converter, games.emulator_identity(plan.game), table, models
         )
         self._recorders: list[Recorder] = []
-        self.rewind(0, np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64))
+        self.rewind(0, *np.zeros((2, plan.num_envs), np.int64))
 
     @property
     def passes(self) -> int:
@@ -148,7 +128,7 @@ class Recording:
         wanted = which & [recorder.wants(recorder.played) for recorder in recorders]
         screens = self._converter.screens(observations, wanted)
         for i in np.flatnonzero(which):
-            recorders[i].begin(screens[i], int(lives[i]))
+            recorders[i].begin(screens[i], lives[i])
 
     def step(
         self,
@@ -158,21 +138,27 @@ class Recording:
         rewards: NDArray[Any],
         terminated: NDArray[np.bool_],
         truncated: NDArray[np.bool_],
+        final: NDArray[np.uint8],
         observations: NDArray[np.uint8],
         lives: NDArray[Any],
     ) -> None:
-        """Record a step, with the true next frames, in those of `envs` that `which` selects."""
+        """Record a step in those of `envs` that `which` selects.
+
+        Where an episode ended, `final` has its last frame. `observations` and `lives` are those of
+        the next episode, which begins.
+        """
         recorders = [self._recorders[env] for env in envs]
+        ended = terminated | truncated
+        last = np.where(ended[:, None, None, None, None], final, observations)
+        left = np.where(ended, 0, lives)
         wanted = which & [recorder.wants(recorder.played + 1) for recorder in recorders]
-        screens = self._converter.screens(observations, wanted)
+        screens = self._converter.screens(last, wanted)
         for i in np.flatnonzero(which):
             recorder = recorders[i]
             if recorder.full:  # By now its last frame is in the table.
                 self._writer.write(int(envs[i]), recorder.take())
-            recorder.step(
-                int(actions[i]), float(rewards[i]), bool(terminated[i]), bool(truncated[i]),
-                screens[i], int(lives[i]),
-            )  # fmt: skip
+            recorder.step(actions[i], rewards[i], terminated[i], truncated[i], screens[i], left[i])
+        self.begin(envs, which & ended, observations, lives)
 
     def flush(self) -> None:
         """Commit all steps so far, and wait until they are on disk.
@@ -192,11 +178,7 @@ class Recording:
 
 
 class _Writer(Writer[IndexedScreens]):
-    """Commits segments, then their embeddings.
-
-    Attributes:
-        passes: See `Recording.passes`.
-    """
+    """Commits segments, then their embeddings."""
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from wsa.learn.collect import rewards
+from wsa.learn.collect.collect import CollectPlan
 from wsa.learn.data.transitions import moments
 from wsa.learn.envs import atari
 from wsa.learn.envs.atari import group_sizes
@@ -220,16 +221,15 @@ def train_playing(
 def _record(config: OnlineRun, table: Table, embedder: Any) -> Recording:
     """Make the recording that keeps a run's steps in the store."""
     learner = config.hyperparameters
-    models = zip(config.inputs, config.model_windows, config.shapes, embedder.engines, strict=True)
-    return Recording(
-        open_store(config.store),
-        table,
-        [Embedded(*model) for model in models],
-        game=config.game,
-        protocol=config.protocol,
+    envs = learner.num_envs
+    plan = CollectPlan(
+        config.game,
+        config.protocol,
         policy=online_policy(learner.NAME),
         seed=config.seed,
         run=config.record,
-        num_envs=learner.num_envs,
-        steps=learner.total_timesteps // learner.num_envs,
+        num_envs=envs,
+        steps=learner.total_timesteps // envs * envs,
     )
+    models = zip(config.inputs, config.model_windows, config.shapes, embedder.engines, strict=True)
+    return Recording(open_store(config.store), plan, table, [Embedded(*model) for model in models])

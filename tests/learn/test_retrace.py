@@ -11,6 +11,7 @@ import pytest
 from learn_kit import collect_play
 from numpy.typing import NDArray
 
+from wsa.learn.collect.collect import CollectPlan
 from wsa.learn.envs import atari as games
 from wsa.learn.online import env_runner
 from wsa.learn.online.env_runner import EnvRunner, is_online, online_policy, stretch_seed
@@ -142,11 +143,8 @@ def test_an_online_run_is_replayed_stretch_by_stretch(
     backend = open_store(str(tmp_path / "store"), create=True)
     stated = games.protocol("Breakout", "classic", max_steps=20)
     table: Any = NoTable()
-    recording = Recording(
-        backend, table, [], game="Breakout", protocol=stated,
-        policy=online_policy("ppo"),
-        seed=5, run="ab" * 6, num_envs=2, steps=60,
-    )  # fmt: skip
+    plan = CollectPlan("Breakout", stated, online_policy("ppo"), 5, "ab" * 6, 2, 120)
+    recording = Recording(backend, plan, table, [])
     env = games.make_env("Breakout", stated, 2)
     played = EnvRunner([env], table, 4, 5, recording)
     generator = np.random.default_rng(0)
