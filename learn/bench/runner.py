@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 from distributed import KilledWorker, as_completed
 
+from wsa.encode.jobs.cluster import connect
 from wsa.encode.models import custom
 from wsa.learn.bench import grid
 from wsa.learn.bench import report as bench_report
@@ -35,11 +36,8 @@ TRIES = 3  # Attempts at a run whose worker dies; each continues from the newest
 # Every run needs these; torch imports the second for its first optimizer, which takes seconds.
 _IMPORTS = ("wsa.learn.bench.run_cell", "torch._dynamo")
 
-# `wsa.encode.jobs.cluster.connect`, passed in because a learner does not import it.
-Connect = Callable[..., AbstractContextManager[tuple[Any, int]]]
 
-
-def bench(o: BenchOptions, connect: Connect) -> int:
+def bench(o: BenchOptions) -> int:
     """`wsa bench`; the exit code is that of the first failed run, or 0."""
     grid.check(o)
     create = o.online and not o.dry_run
@@ -51,7 +49,7 @@ def bench(o: BenchOptions, connect: Connect) -> int:
     if o.dry_run:
         return _dry(o, cells, left)
     grid.write(o, settings)
-    failures = list(run_cells(o, left, connect))
+    failures = list(run_cells(o, left))
     report = bench_report.write(
         Path(o.bench_dir), cells[0].evaluation, settings.options["store"], grid.changed(o)
     )
@@ -63,13 +61,7 @@ def bench(o: BenchOptions, connect: Connect) -> int:
 
 
 def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
-    """Print the failed runs of a grid; return the exit code of the first, or 0.
-
-    Args:
-        verb: The command.
-        failures: The failed runs.
-        runs: Total number of runs.
-    """
+    """Print the failed runs of a grid; return the exit code of the first, or 0."""
     code = say_failed(failures)
     if failures:
         terminal.say(
@@ -79,7 +71,7 @@ def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
     return code
 
 
-def run_cells(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure]:
+def run_cells(o: BenchOptions, left: list[Cell]) -> Iterator[Failure]:
     """Train and evaluate runs, in this process or on workers; yield those that failed.
 
     Raises:
@@ -89,7 +81,7 @@ def run_cells(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[F
     own = dict.fromkeys(name for cell in left for name in weights_of(cell.request).values())
     custom.find_before_workers(own, o.worker.scheduler)
     run = _run_inproc if o.worker.scheduler == "inproc" else _run_on_workers
-    yield from filter(None, run(o, left, connect))
+    yield from filter(None, run(o, left))
 
 
 def _dry(o: BenchOptions, cells: list[Cell], left: list[Cell]) -> int:
@@ -109,7 +101,7 @@ def _dry(o: BenchOptions, cells: list[Cell], left: list[Cell]) -> int:
     return grid.print_grid(o.json, total, ("game", "fusion", "models", "seed", unit), rows)
 
 
-def _run_inproc(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure | None]:
+def _run_inproc(o: BenchOptions, left: list[Cell]) -> Iterator[Failure | None]:
     """Run one after the other, in this process."""
     for number, cell in enumerate(left, 1):
         terminal.say(f"{number} of {len(left)}: {cell}")
@@ -144,18 +136,14 @@ class _Bars:
         self._open.close()
 
 
-def _run_on_workers(
-    o: BenchOptions, left: list[Cell], connect: Connect
-) -> Iterator[Failure | None]:
+def _run_on_workers(o: BenchOptions, left: list[Cell]) -> Iterator[Failure | None]:
     """Run as many at once as there are workers."""
     if not left:
         return
     scheduler, workers = o.worker.scheduler, o.worker.workers
+    connected = connect(scheduler, workers, o.compute.device, o.slurm, threads=1, imports=_IMPORTS)
     with (
-        connect(scheduler, workers, o.compute.device, o.slurm, threads=1, imports=_IMPORTS) as (
-            client,
-            _,
-        ),
+        connected as (client, _),
         terminal.Progress("bench", "runs", len(left), shown=not o.json) as progress,
     ):
         bench = uuid.uuid4().hex

@@ -18,15 +18,13 @@ def study(o: Any) -> int:
     """`wsa study`."""
     match o:
         case DuringOptions():
-            from wsa.encode.jobs.cluster import connect
             from wsa.learn.study.scaling.during import during
 
-            return during(o, connect)
+            return during(o)
         case CombineOptions():
-            from wsa.encode.jobs.cluster import connect
             from wsa.learn.study.combine import combine
 
-            return combine(o, connect)
+            return combine(o)
         case ScaleOptions():
             from wsa.learn.study.scaling.scale import scale
 

@@ -16,7 +16,7 @@ from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot
 
 
-def combine(o: CombineOptions, connect: runner.Connect) -> int:
+def combine(o: CombineOptions) -> int:
     """`wsa study combine`; the exit code is that of the first failed run, or 0."""
     create = o.online and not o.dry_run
     _, snapshot = open_snapshot(o.store, create=create, or_empty=o.online and o.dry_run)
@@ -31,7 +31,7 @@ def combine(o: CombineOptions, connect: runner.Connect) -> int:
     if o.dry_run:
         return _dry(o, grid_plan, left, snapshot, device)
     grid.write(grid_plan.bench, grid_plan.settings)
-    failures = list(runner.run_cells(grid_plan.bench, [run.cell for run in left], connect))
+    failures = list(runner.run_cells(grid_plan.bench, [run.cell for run in left]))
     return _report(o, grid_plan, failures)
 
 

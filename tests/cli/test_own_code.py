@@ -13,7 +13,7 @@ from command_kit import LEARN, read_config
 
 import wsa as api
 from wsa.encode.jobs import cluster
-from wsa.learn.commands import bench
+from wsa.learn.bench import runner
 from wsa.store.common import user_code
 from wsa.store.common.errors import StorageError
 
@@ -137,7 +137,7 @@ def test_a_misspelled_model_is_reported_before_any_worker_starts(
         pytest.fail("workers start")
 
     monkeypatch.setattr(cluster, "connect", connect)
-    monkeypatch.setattr(bench, "connect", connect)
+    monkeypatch.setattr(runner, "connect", connect)
     (tmp_path / "own_net.py").write_text(NET)
     (tmp_path / "broken_net.py").write_text("1 / 0\n")
     grid = ("--seeds", 1, "--updates", 2, "--fusions", "mean", "--bench-dir", "grid")

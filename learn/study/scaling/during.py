@@ -36,7 +36,7 @@ from wsa.store.objects.root import open_snapshot
 START = Condition("start")  # A network that has not been trained since its change.
 
 
-def during(o: DuringOptions, connect: runner.Connect) -> int:
+def during(o: DuringOptions) -> int:
     """`wsa study scale --during`; the exit code is that of the first failed run, or 0."""
     if len(dict.fromkeys(o.models)) < 2:
         raise UsageError(
@@ -73,7 +73,7 @@ def during(o: DuringOptions, connect: runner.Connect) -> int:
     failures: list[Failure] = []
     # A stage continues from one of the level before.
     for _, level in itertools.groupby(sorted(left, key=_depth), key=_depth):
-        failures += runner.run_cells(bench, [stage.cell for stage in level], connect)
+        failures += runner.run_cells(bench, [stage.cell for stage in level])
     changes = _changes(o, all_stages, failures)
     text = during_report.write(Path(o.study_dir), bench, all_stages, changes, failures)
     if o.json:

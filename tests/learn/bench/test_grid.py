@@ -157,13 +157,14 @@ def test_a_run_whose_worker_dies_is_tried_three_times(monkeypatch: pytest.Monkey
         connections.append(settings)
         return connect_inproc(**settings)
 
-    failures = [f for f in runner._run_on_workers(o, cells, connect_and_note) if f]
+    monkeypatch.setattr(runner, "connect", connect_and_note)
+    failures = [f for f in runner._run_on_workers(o, cells) if f]
     assert tries == {"wsa": 1, "mean": 3, "uniform": 3, "lin": 1, "fix": 1}
     assert {f.cell.split(", ")[1]: (f.kind, f.exit_code) for f in failures} == {
         "lin": ("unavailable", 6), "fix": ("no-memory", 6), "uniform": ("worker-died", 6),
     }  # fmt: skip
     assert connections == [{"threads": 1, "imports": runner._IMPORTS}]
-    assert list(runner._run_on_workers(o, [], connect_and_note)) == [] and len(connections) == 1
+    assert list(runner._run_on_workers(o, [])) == [] and len(connections) == 1
 
 
 def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(
@@ -181,10 +182,11 @@ def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(
         raise stop.asked
 
     monkeypatch.setattr(run_cell, "attempt", attempt)
+    monkeypatch.setattr(runner, "connect", connect_inproc)
     cells = plan(fusions=("wsa", "mean", "lin"), models=("vit",))
     try:
         with pytest.raises(KeyboardInterrupt):
-            list(runner._run_on_workers(options(json=True, device="cpu"), cells, connect_inproc))
+            list(runner._run_on_workers(options(json=True, device="cpu"), cells))
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(saved) == 1 and "saving the runs in progress" in capsys.readouterr().err
