@@ -14,12 +14,11 @@ from torch import Tensor
 from wsa.learn.data.nstep import walk
 from wsa.store.objects.flat_map import FlatMap
 
+SAMPLE = 20_000  # Most rows, evenly spaced, from which moments are estimated.
+
 
 class StateRows:
     """Gathers rows of embeddings into one buffer.
-
-    Args:
-        flat: The stored embeddings.
 
     Attributes:
         width: Number of values in a row.
@@ -170,19 +169,15 @@ class OfflineBatches:
         self._generator.bit_generator.state = state
 
 
-def moments(flat: FlatMap, most: int = 20_000) -> tuple[Tensor, Tensor]:
+def moments(flat: FlatMap) -> tuple[Tensor, Tensor]:
     """Estimate each feature's mean and standard deviation over the steps, (width,) float32 each.
 
     All frames of one game look alike, so only a small part of an embedding tells them apart.
     Learners therefore subtract the mean and divide by the standard deviation. To avoid amplifying
     features that hardly vary, a standard deviation is at least 1/100 of its model's average.
-
-    Args:
-        flat: The stored transitions and embeddings.
-        most: Maximum number of steps to use, evenly spaced.
     """
     # Go through the steps, because the flat map's files may hold segments outside this snapshot.
-    at = np.unique(np.linspace(0, len(flat.steps) - 1, most).astype(np.int64))
+    at = np.unique(np.linspace(0, len(flat.steps) - 1, SAMPLE).astype(np.int64))
     rows = flat.steps[at]
     frames = flat.rows["frame"][rows]
     by_model = []

@@ -44,6 +44,7 @@ class PeriodicEvaluation:
         compiled: Whether training uses torch.compile on the network.
 
     Attributes:
+        frequency: Steps between evaluations, which also follow the last step; 0 for never.
         seconds: Time that evaluations took in this process.
     """
 
@@ -55,7 +56,7 @@ class PeriodicEvaluation:
         compiled: bool = False,
     ) -> None:
         self._config, self._open, self._compiled = config, embedder, compiled
-        self._frequency = config.evaluation.eval_frequency if config else 0
+        self.frequency = config.evaluation.eval_frequency if config else 0
         self._embedder: Any = None
         self.seconds = 0.0
 
@@ -64,21 +65,17 @@ class PeriodicEvaluation:
         """Passes that the encoder has finished, as `LiveEncoder.finished_passes`; 0 until opened."""
         return self._embedder.finished_passes if self._embedder else 0
 
-    def due(self, step: int, *, stride: int = 1, last: bool = False) -> bool:
-        """Return whether an evaluation is due after a step.
+    def skipped(self, folder: Path, step: int, *, stride: int = 1, last: bool = False) -> bool:
+        """Return whether the evaluation after `step`, from which the run resumes, was skipped.
 
         Args:
+            folder: The run's folder.
             step: The step, the last of `stride` steps taken at once.
             stride: Number of steps taken at once.
             last: Whether it is the run's last step.
         """
-        return times(self._frequency, step, stride) > 0 or (last and self._frequency > 0)
-
-    def owed(self, folder: Path, step: int, *, stride: int = 1, last: bool = False) -> bool:
-        """Return whether the evaluation after `step`, from which the run resumes, was skipped."""
-        if not step or not self.due(step, stride=stride, last=last):
-            return False
-        return not training_metrics.has(folder, step, RETURN)
+        due = times(self.frequency, step, stride) > 0 or (last and self.frequency > 0)
+        return bool(step) and due and not training_metrics.has(folder, step, RETURN)
 
     def open(self) -> None:
         """Open the encoder, if evaluation is on.
@@ -87,7 +84,7 @@ class PeriodicEvaluation:
             MissingError: If a model's weights are missing.
             ConflictError: If a model's outputs differ from those when the store was encoded.
         """
-        if self._frequency and self._embedder is None:
+        if self.frequency and self._embedder is None:
             # Building a model would draw from training's generator.
             with torch.random.fork_rng(devices=[]):
                 self._embedder = self._open()

@@ -29,7 +29,6 @@ MOST_CHANNELS, FEWEST_CHANNELS = 32, 16
 
 Shape = tuple[int, ...]
 Embeddings: TypeAlias = Sequence[Float[Tensor, "batch ..."]]
-"""One tensor per input, (B, k, D) or (B, k, H, W, C); zeros for absent models."""
 Mask: TypeAlias = Sequence[bool] | None
 """Whether each fused model is present; None if all are."""
 State: TypeAlias = Float[Tensor, "batch size"]
@@ -97,9 +96,9 @@ class Fusion(nn.Module):
         """Fuse embeddings into a state vector.
 
         Args:
-            embeddings: Embeddings of the state.
-            mask: Which models are present. Absent models are neither adapted nor scored: the others
-                are fused as if they were the only ones.
+            embeddings: One tensor per input, (B, k, D) or (B, k, H, W, C); zeros for absent models.
+            mask: Whether each fused model is present; None if all are. Absent models are neither
+                adapted nor scored: the others are fused as if they were the only ones.
 
         Returns:
             The state vector (B, out_features), and the weights (B, models), which are 0 for absent
@@ -221,10 +220,6 @@ class Adapted(Fusion):
     """Base class of fusions whose adapters bring every embedding to one length d.
 
     E_i = ReLU(LN(W_i flatten(As_i(u_i)) + b_i)), E_i in R^d, with one pair (As_i, W_i) per model.
-
-    Args:
-        inputs: Shapes of the embeddings, and which one is the context.
-        config: Size d and switches.
     """
 
     conditioned = True

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wsa.learn.fusion.build import fusion_class, weighing
-from wsa.learn.training.dead_fusion import DEAD_ROWS
+from wsa.learn.training.loop import DEAD_ROWS
 from wsa.store.common.errors import UsageError
 
 

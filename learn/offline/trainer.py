@@ -149,17 +149,14 @@ def train_offline(
         start, extra = checkpoint.load(newest, learner.modules, learner.optimizer)
         batches.restore(extra["draws"])
         best = extra["best"] if extra["best"] is not None else inf
-    if start >= config.updates and not evaluation.owed(folder, start, last=True):
+    if start >= config.updates and not evaluation.skipped(folder, start, last=True):
         return Trained(online, 0, 0.0, 0)
     evaluation.open()
 
-    def all_but_evaluation() -> int:
-        return Encoder.total_passes - evaluation.finished_passes
-
-    passes_before = all_but_evaluation()
+    passes_before = Encoder.total_passes - evaluation.finished_passes
 
     def passes() -> int:
-        return all_but_evaluation() - passes_before
+        return Encoder.total_passes - evaluation.finished_passes - passes_before
 
     def save(step: int) -> None:
         extra = {"draws": batches.state(), "best": best if isfinite(best) else None}
@@ -201,14 +198,7 @@ def make_learner(config: OfflineConfig, network: QNetwork) -> Learner:
 
 
 class Validation:
-    """Validation on a fixed, evenly spaced sample of the held-out transitions.
-
-    Args:
-        config: Hyperparameters.
-        depth: Number of frames in a state.
-        flat: The stored transitions and embeddings.
-        held: Rows of the held-out steps.
-    """
+    """Validation on a fixed, evenly spaced sample of the held-out transitions."""
 
     def __init__(
         self, config: OfflineConfig, depth: int, flat: FlatMap, held: NDArray[np.int64]

@@ -39,31 +39,23 @@ class Embedding(Protocol):
 
 
 class Lookup(Protocol):
-    """Embeds frames or windows: `wsa.encode.live.live_encoder.Lookup`, or the pixel baseline."""
+    """Embeds frames or windows: `wsa.encode.live.live_encoder.Lookup`, or the pixel baseline.
 
-    @property
-    def width(self) -> int:
-        """Number of values in a row."""
-        ...
+    Attributes:
+        width: Number of values in a row.
+        dtype: Type of a row.
+        found: Number of frames or windows found in the store.
+        passes: Number of passes started so far, summed over the models.
+    """
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of a row."""
-        ...
+    width: int
+    dtype: np.dtype[Any]
+    found: int
+    passes: int
 
     @property
     def places(self) -> Sequence[slice]:
         """Columns of each of its models in a row of all models."""
-        ...
-
-    @property
-    def found(self) -> int:
-        """Number of frames or windows found in the store."""
-        ...
-
-    @property
-    def passes(self) -> int:
-        """Number of passes started so far, summed over the models."""
         ...
 
     def rows(self, digests: Sequence[bytes]) -> NDArray[np.int64]:

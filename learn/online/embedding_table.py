@@ -30,15 +30,8 @@ from wsa.store.objects.flat_map import side_by_side
 class Embedder(Protocol):
     """Embeds frames: `wsa.encode.live.live_encoder.LiveEncoder`, or the pixel baseline."""
 
-    @property
-    def width(self) -> int:
-        """Number of values in a row."""
-        ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of a row."""
-        ...
+    width: int
+    dtype: np.dtype[Any]
 
     @property
     def lookups(self) -> Mapping[int, Lookup]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.learn.data.transitions import moments_of
+from wsa.learn.data.transitions import SAMPLE, moments_of
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
 from wsa.learn.fusion.losses import log_line
 from wsa.learn.online.embedding_table import Table
@@ -22,9 +22,6 @@ from wsa.learn.online.record_segments import Recording
 from wsa.learn.training import checkpoint
 from wsa.learn.training.metrics import Metrics
 from wsa.store.objects.flat_map import FlatMap
-
-# Rows from which the moments are estimated, as in `wsa.learn.data.transitions.moments`.
-SAMPLE = 20_000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from wsa.learn.training.dead_fusion import DeadFusion
 from wsa.learn.training.interrupt import StopRequest
 from wsa.learn.training.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+DEAD_ROWS = "wsa/dead_rows"
+"""Metric: fraction of a batch's states in which a ReLU zeroes all scores (`Fusion.dead_rows`)."""
 
 OnLine = Callable[[int, dict[str, float]], None]
 """Called with a step and every line of metrics."""
@@ -24,13 +29,10 @@ def times(frequency: int, steps: int, stride: int = 1) -> int:
 class Evaluation(Protocol):
     """Periodic evaluation games: `wsa.learn.evaluation.periodic.PeriodicEvaluation`."""
 
+    frequency: int
     seconds: float
 
-    def due(self, step: int, *, stride: int = 1, last: bool = False) -> bool:
-        """Return whether to play after a step."""
-        ...
-
-    def owed(self, folder: Path, step: int, *, stride: int = 1, last: bool = False) -> bool:
+    def skipped(self, folder: Path, step: int, *, stride: int = 1, last: bool = False) -> bool:
         """Return whether an interruption skipped the games that were due after a step."""
         ...
 
@@ -88,7 +90,8 @@ class Loop:
         self._save, self._save_frequency = save, save_frequency
         self._on_line, self._network, self._trained = on_line, network, trained
         self._evaluation = evaluation
-        self._stop, self._dead = StopRequest(), DeadFusion()
+        self._stop = StopRequest()
+        self._checked_fusion = False
         self._open = ExitStack()
         self._began = 0.0
         self._finished = False
@@ -109,12 +112,13 @@ class Loop:
         Raises:
             KeyboardInterrupt: On Ctrl-C or SIGTERM, after a checkpoint is saved.
         """
-        self._play_owed()
+        self._play_skipped()
         for step in range(self._start + self._stride, self._total + 1, self._stride):
             self.step = step
             yield step
             evaluation = self._evaluation
-            if evaluation and self._trained() and self._due(evaluation):
+            due = evaluation and evaluation.frequency and self.every(evaluation.frequency)
+            if evaluation and due and self._trained():
                 evaluation.play(self._network, step, self.metrics, self._stop)
             stopping = self._stop.asked  # Read once: a signal may arrive between the lines below.
             if self.every(self._save_frequency) or stopping:
@@ -143,22 +147,36 @@ class Loop:
     def write(self, line: dict[str, float]) -> None:
         """Write a line of metrics for the current step."""
         self.metrics.write(self.step, line)
-        self._dead.see(line)
+        if not self._checked_fusion and DEAD_ROWS in line:
+            self._checked_fusion = True
+            _warn_if_dead(line[DEAD_ROWS])
         self._on_line(self.step, line)
 
     def finish(self) -> None:
         """Make the current step the last."""
         self._finished = True
 
-    def _due(self, evaluation: Evaluation) -> bool:
-        return evaluation.due(self.step, stride=self._stride, last=self.last)
-
-    def _play_owed(self) -> None:
+    def _play_skipped(self) -> None:
         """Play the games that an interruption skipped."""
         evaluation, last = self._evaluation, self._start == self._total
         if not evaluation or not self._trained():
             return
-        if evaluation.owed(self._folder, self._start, stride=self._stride, last=last):
+        if evaluation.skipped(self._folder, self._start, stride=self._stride, last=last):
             evaluation.play(self._network, self._start, self.metrics, self._stop)
             if self._stop.asked:
                 raise self._stop.asked
+
+
+def _warn_if_dead(dead_rows: float) -> None:
+    """Warn if a run's fusion is dead from the start, before hours of training are wasted.
+
+    With a ReLU on scores, which both of the authors' presets have, an initialization can set every
+    score to 0 in every state. The scorer then gets no gradient, and never will.
+    """
+    if dead_rows == 1:
+        _log.warning(
+            "the fusion is dead: in every state of the last batch a ReLU cuts off all scores, so "
+            "no gradient reaches what weighs the models, and none will. That depends on the "
+            "initialization: start again with another --seed, or with --score-activation none "
+            "and --normaliser softmax."
+        )
