@@ -36,10 +36,6 @@ from wsa.store.objects.snapshot import Snapshot
 def probe_models(o: ProbeOptions) -> int:
     """`wsa probe`."""
     _check(o)
-    atari.check_game(o.game)
-    horizons = targets.horizons_of(o.horizon)
-    if o.target == "ram":
-        ram_labels.variables(o.game)
     _, snapshot = open_snapshot(o.store)
     models = find_models(snapshot, o.game, o.models)
     segments = probe_data.choose(
@@ -58,11 +54,50 @@ def probe_models(o: ProbeOptions) -> int:
         )
     if o.dry_run:
         return terminal.result(o.json, _estimate(o, snapshot, models, segments, frames))
-    segments, labeler = _labeler(o, snapshot, segments, horizons)
+    segments, labeler = _labeler(o, snapshot, segments)
     sampled = probe_data.draw(snapshot, segments, labeler, o.fit.samples, o.fit.splits, o.fit.seed)
-    variables, left_out = usable_variables(sampled, MIN_ENTROPY if o.target == "ram" else 0)
     for line in _remarks_on_samples(o, sampled):
         terminal.say(line)
+    plan, left_out = _plan(o, models, sampled, frames)
+    with terminal.Progress("probe", "embeddings", shown=not (o.json or o.csv)) as progress:
+        table = probe(snapshot, o.game, sampled, plan, progress.update)
+    if o.csv:
+        out = csv.writer(sys.stdout, lineterminator="\n")
+        out.writerows([tables.CSV_COLUMNS, *tables.csv_rows(table)])
+        return 0
+    seen = seen_before(sampled, table.counted) if plan.state else {}
+    if not o.json:
+        print("\n".join(_printed(table, sampled, plan, seen)), end="")
+        return 0
+    values = {
+        "game": o.game,
+        "target": o.target,
+        "seed": o.fit.seed,
+        "samples": len(sampled),
+        "judged": sum(len(split.test) for split in sampled.splits),
+        "splits": len(sampled.splits),
+        "split_by": sampled.groups.unit,
+        "groups": len(sampled.groups),
+        "segments": len(segments),
+        "play": play,
+        "left_out": left_out,
+        "on_screen": {name: float(sampled.shown[name].mean()) for name in plan.variables},
+        "seen_in_training": seen,
+        **tables.as_json(table),
+    }
+    return terminal.result(True, values)
+
+
+def _plan(
+    o: ProbeOptions, models: dict[str, str], sampled: SampledSteps, frames: bool
+) -> tuple[Plan, dict[str, str]]:
+    """Settings of the probe, and the reasons that exclude variables.
+
+    Raises:
+        MissingError: If no variable can be tested.
+    """
+    ram = o.target == "ram"
+    variables, left_out = usable_variables(sampled, MIN_ENTROPY if ram else 0)
     for name, why in left_out.items():
         terminal.say(f"left out: {name}, {why}")
     if not variables or not any(len(split.test) for split in sampled.splits):
@@ -75,46 +110,20 @@ def probe_models(o: ProbeOptions) -> int:
         models,
         variables,
         ordered=o.target != "action",
-        state=o.target == "ram",
-        f1=o.fit.f1 or o.target != "ram",
+        state=ram,
+        f1=o.fit.f1 or not ram,
         untrained=o.fit.untrained,
         frames=frames,
         seed=o.fit.seed,
     )
-    with terminal.Progress("probe", "embeddings", shown=not (o.json or o.csv)) as progress:
-        table = probe(snapshot, o.game, sampled, plan, progress.update)
-    ram = o.target == "ram"
-    seen = seen_before(sampled, table.counted) if ram else {}
-    if o.csv:
-        out = csv.writer(sys.stdout, lineterminator="\n")
-        out.writerows([tables.CSV_COLUMNS, *tables.csv_rows(table)])
-        return 0
-    if o.json:
-        values = {
-            "game": o.game,
-            "target": o.target,
-            "seed": o.fit.seed,
-            "samples": len(sampled),
-            "judged": sum(len(split.test) for split in sampled.splits),
-            "splits": len(sampled.splits),
-            "split_by": sampled.groups.unit,
-            "groups": len(sampled.groups),
-            "segments": len(segments),
-            "play": play,
-            "left_out": left_out,
-            "on_screen": {name: float(sampled.shown[name].mean()) for name in variables},
-            "seen_in_training": seen,
-            **tables.as_json(table),
-        }
-        return terminal.result(True, values)
-    print("\n".join(_printed(table, sampled, plan, seen, ram)), end="")
-    return 0
+    return plan, left_out
 
 
 def _printed(
-    table: Table, sampled: SampledSteps, plan: Plan, seen: dict[str, Any], ram: bool
+    table: Table, sampled: SampledSteps, plan: Plan, seen: dict[str, Any]
 ) -> Iterator[str]:
     """Yield the tables that the command prints."""
+    ram = plan.state
     if plan.ordered:
         notes = tables.notes(table, hits=ram)
         yield tables.means_table(table, hits=ram) + "\n" + "\n".join(notes) + "\n"
@@ -190,14 +199,11 @@ def _remarks_on_samples(o: ProbeOptions, sampled: SampledSteps) -> list[str]:
 
 
 def _labeler(
-    o: ProbeOptions,
-    snapshot: Snapshot,
-    segments: Sequence[SegmentMeta],
-    horizons: Sequence[int],
+    o: ProbeOptions, snapshot: Snapshot, segments: Sequence[SegmentMeta]
 ) -> tuple[list[SegmentMeta], targets.Labeler]:
     """Segments that have labels, and the function that returns a segment's labels."""
     if o.target == "reward":
-        return list(segments), targets.reward_target(horizons)
+        return list(segments), targets.reward_target(targets.horizons_of(o.horizon))
     if o.target == "action":
         sets = {meta.protocol.actions for meta in segments}
         if len(sets) > 1:
@@ -261,3 +267,7 @@ def _check(o: ProbeOptions) -> None:
     check_ranges(o.fit)
     if o.csv and o.json:
         raise UsageError("bad-option", "Give --csv or --json, not both.")
+    atari.check_game(o.game)
+    targets.horizons_of(o.horizon)
+    if o.target == "ram":
+        ram_labels.variables(o.game)

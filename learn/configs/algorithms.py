@@ -350,17 +350,10 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     @property
     def learner(self) -> DQNConfig:
         """Hyperparameters of the offline learner, which counts updates where this class counts steps."""
-        return DQNConfig(
-            learning_rate=self.learning_rate,
-            gamma=self.gamma,
-            n_step=self.n_step,
-            target_network_frequency=max(1, self.target_network_frequency // self.train_frequency),
-            clip_rewards=self.clip_rewards,
-            double_q=self.double_q,
-            max_grad_norm=self.max_grad_norm,
-            weight_entropy_coef=self.weight_entropy_coef,
-            load_balance_coef=self.load_balance_coef,
-        )
+        own = set(self.__struct_fields__) & set(DQNConfig.__struct_fields__)
+        values = {name: getattr(self, name) for name in own}
+        frequency = max(1, self.target_network_frequency // self.train_frequency)
+        return DQNConfig(**values | {"target_network_frequency": frequency})
 
     def epsilon(self, step: int) -> float:
         """Return the probability of a random action after `step` steps."""

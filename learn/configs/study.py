@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
@@ -116,42 +116,26 @@ class DuringOptions(CombineOptions):
     """Add and drop models while training, in all orders, instead of studying trained runs."""
 
 
-def scale_options(arguments: Sequence[str]) -> ScaleOptions | DuringOptions:
-    """Return the options that a command line may set, with their defaults.
-
-    Raises:
-        UsageError: If an option belongs to another algorithm, or to another kind of run.
-    """
-    if "--during" not in arguments:
-        return ScaleOptions()
-    return DuringOptions(**training_defaults(arguments, "--fusions", ["wsa"]))
-
-
-def combine_options(arguments: Sequence[str]) -> CombineOptions:
-    """Return the options that a command line may set, with their defaults.
-
-    Raises:
-        UsageError: If an option belongs to another algorithm, or to another kind of run.
-    """
-    return CombineOptions(**training_defaults(arguments, "--fusions", ["wsa"]))
-
-
-KINDS: dict[str, Callable[[Sequence[str]], Any]] = {
-    "combine": combine_options,
-    "scale": scale_options,
-    "generalise": lambda arguments: GeneraliseOptions(),
-    "attend": lambda arguments: AttendOptions(),
+KINDS: dict[str, type[StudyOptions]] = {
+    "combine": CombineOptions,
+    "scale": ScaleOptions,  # With --during: `DuringOptions`.
+    "generalise": GeneraliseOptions,
+    "attend": AttendOptions,
 }
 
 
-def study_options(arguments: Sequence[str]) -> Any:
+def study_options(arguments: Sequence[str]) -> StudyOptions:
     """Return the options of the study that a command line names, with their defaults.
 
     Raises:
-        UsageError: If there is no such study.
+        UsageError: If there is no such study, or an option belongs to another algorithm or kind of
+            run.
     """
     kind = next(iter(arguments), "")
     if kind in ("", "-h", "--help"):
         return StudyOptions()
     check_choice("KIND", kind, list(KINDS))
-    return KINDS[kind](arguments)
+    study = DuringOptions if kind == "scale" and "--during" in arguments else KINDS[kind]
+    if issubclass(study, CombineOptions):
+        return study(**training_defaults(arguments, "--fusions", ["wsa"]))
+    return study()

@@ -53,41 +53,19 @@ def configure(
     atari.check_game(request.game)
     check_combination(request)
     user_code.type_in([request.fusion, request.algo])
-    if request.fusion != PIXELS:
-        fusion_class(request.fusion)  # Check before a model is opened or added.
-    start, init = request.start, ""
-    if (start.add or start.drop) and not start.init:
-        raise UsageError(
-            "bad-option",
-            "--add and --drop change the models of a trained run: name the run with --init. To choose "
-            "a new run's models, use --models.",
-        )
-    if start.init and request.method.match_parameters:
-        raise UsageError(
-            "bad-option",
-            f"--match-parameters: the network comes from --init {start.init}, so its width is fixed. Leave "
-            "it out.",
-        )
     pixels = request.fusion == PIXELS
+    if not pixels:
+        fusion_class(request.fusion)  # Check before a model is opened or added.
+    init, before = _run_to_start_from(request)
+    network = _network_of(request, before) if before else request.network_config
     available = (
         OnlineModels(request, snapshot, device, dry_run)
         if request.online
         else StoredModels(snapshot, request.game)
     )
-    before: RunConfig | None = None
-    if start.init:
-        init = str(checkpoint.latest(Path(start.init).absolute() / "checkpoints"))
-        before = read_config(Path(start.init))
-        if bool(before.models) == pixels:
-            raise UsageError(
-                "bad-option",
-                f"--init {start.init}: one of the two networks sees pixels, the other embeddings. "
-                "Start from another run, or from scratch.",
-            )
-    network = _network_of(request, before) if before else request.network_config
-    if before and before.models and not pixels:
+    if before and not pixels:
         models, context = begin_from(request, before, snapshot, available.keys_of)
-    elif request.models or pixels or before:
+    elif request.models or pixels:
         models = available.keys_of(request.models) if request.models else []
         context = context_key(request.method.context or MEAN_CONTEXT, models, available.keys_of)
     else:
@@ -132,6 +110,38 @@ def configure(
         match=request.method.match_parameters,
         decode=decode,
     )
+
+
+def _run_to_start_from(request: RunRequest) -> tuple[str, RunConfig | None]:
+    """Checkpoint and configuration of the run of `--init`; "" and None without it.
+
+    Raises:
+        UsageError: If other options do not fit.
+    """
+    start = request.start
+    if not start.init:
+        if start.add or start.drop:
+            raise UsageError(
+                "bad-option",
+                "--add and --drop change the models of a trained run: name the run with --init. To "
+                "choose a new run's models, use --models.",
+            )
+        return "", None
+    if request.method.match_parameters:
+        raise UsageError(
+            "bad-option",
+            f"--match-parameters: the network comes from --init {start.init}, so its width is fixed. "
+            "Leave it out.",
+        )
+    init = str(checkpoint.latest(Path(start.init).absolute() / "checkpoints"))
+    before = read_config(Path(start.init))
+    if bool(before.models) == (request.fusion == PIXELS):
+        raise UsageError(
+            "bad-option",
+            f"--init {start.init}: one of the two networks sees pixels, the other embeddings. "
+            "Start from another run, or from scratch.",
+        )
+    return init, before
 
 
 def _network_of(request: RunRequest, before: RunConfig) -> NetworkConfig:

@@ -29,12 +29,6 @@ def change_models(
 ) -> list[str]:
     """Model keys after dropping some and appending others.
 
-    Args:
-        models: Keys of the models of the run to start from.
-        add: Keys to add.
-        drop: Keys to drop.
-        fusion: Fusion of that run.
-
     Raises:
         UsageError: If a model to add is already there, none is left, or the fusion needs all its
             models.
