@@ -35,12 +35,7 @@ class Curve:
 
 
 def png(title: str, curves: Sequence[Curve]) -> bytes:
-    """Draw curves as a PNG file.
-
-    Args:
-        title: Title of the picture.
-        curves: At least one curve, each with at least one episode.
-    """
+    """Draw one or more curves, each with at least one episode, as a PNG file."""
     return charts.draw(title, "steps", "raw return", lines(curves))
 
 

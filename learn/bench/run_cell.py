@@ -65,13 +65,7 @@ def expected(cell: object, error: WsaError) -> Failure:
 
 
 def failure(cell: object, error: Exception, trace: Path) -> Failure:
-    """Describe a run that failed.
-
-    Args:
-        cell: The run.
-        error: The error that is being handled.
-        trace: File for the traceback if the error is not one of wsa's own.
-    """
+    """Describe a run that failed; write a traceback to `trace` if the error is not one of wsa's."""
     if isinstance(error, WsaError):
         return expected(cell, error)
     atomic_files.replace(trace, traceback.format_exc().encode())

@@ -12,10 +12,6 @@ class Pace:
     times too long for the first of them. The mean length of the finished games is not. An
     environment has as many steps behind it in finished games as it had when its last one ended; the
     last `num_envs` ends are taken for these, which is exact if games are equally long.
-
-    Args:
-        games: Number of games to play.
-        num_envs: Number of parallel environments, which share the games.
     """
 
     def __init__(self, games: int, num_envs: int) -> None:
@@ -27,10 +23,6 @@ class Pace:
         """Estimate the total number of steps; 0 until a game has ended.
 
         Call it after every step of the environments.
-
-        Args:
-            steps: Steps played so far, in all environments.
-            finished: Finished games.
         """
         self._now += 1
         self._ends.extend([self._now] * (finished - self._finished))

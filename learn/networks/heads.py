@@ -179,12 +179,6 @@ class ActorCritic(Network):
 
     The heads have orthogonal weights and zero biases, as is usual for PPO: gain sqrt(2) in hidden
     layers, 0.01 for the logits, and 1 for the value.
-
-    Args:
-        inputs: Shapes of the models' embeddings.
-        actions: Number of actions.
-        config: Normalization, fusion, and sizes.
-        torso: Replaces the `Torso`.
     """
 
     def __init__(

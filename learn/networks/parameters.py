@@ -43,11 +43,7 @@ class Parameters(NamedTuple):
 
 
 def count_parameters(network: Any) -> Parameters:
-    """Count a network's parameters. The network may be on the meta device.
-
-    Args:
-        network: A network with a `torso`, such as `wsa.learn.runs.network.make_network` builds.
-    """
+    """Count a network's parameters. The network may be on the meta device."""
     fusion = _trainable(network.torso)
     decoders = (part for part in network.modules() if isinstance(part, Decoder))
     frozen = sum(tensor.numel() for decoder in decoders for tensor in decoder.buffers())

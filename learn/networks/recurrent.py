@@ -15,12 +15,7 @@ from wsa.learn.networks.heads import Network
 
 
 class RecurrentActorCritic(Network):
-    """Actor and critic heads on an LSTM, which runs over the steps of each environment.
-
-    Args:
-        torso: Module that maps stacks to state vectors.
-        actions: Number of actions.
-    """
+    """Actor and critic heads on an LSTM, which runs over the steps of each environment."""
 
     recurrent = True
 

@@ -16,12 +16,7 @@ from wsa.learn.networks.heads import QNetwork
 
 
 class BC:
-    """Behavioral cloning as a `wsa.learn.offline.trainer.Learner`.
-
-    Args:
-        config: Hyperparameters.
-        network: The network to train; its Q-values serve as logits.
-    """
+    """Behavioral cloning as a `wsa.learn.offline.trainer.Learner`."""
 
     judge: str = "validation/loss"
 

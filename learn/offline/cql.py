@@ -13,12 +13,7 @@ from wsa.learn.offline.dqn import DQN
 
 
 class CQL(DQN):
-    """CQL as a `wsa.learn.offline.trainer.Learner`.
-
-    Args:
-        config: Hyperparameters.
-        network: The Q-network to train.
-    """
+    """CQL as a `wsa.learn.offline.trainer.Learner`."""
 
     def __init__(self, config: CQLConfig, network: QNetwork) -> None:
         super().__init__(config, network)

@@ -17,12 +17,7 @@ from wsa.learn.networks.heads import QNetwork
 
 
 class DQN:
-    """Double DQN as a `wsa.learn.offline.trainer.Learner`.
-
-    Args:
-        config: Hyperparameters.
-        network: The Q-network to train.
-    """
+    """Double DQN as a `wsa.learn.offline.trainer.Learner`."""
 
     judge: str = "validation/td_error"
     cql_alpha = 0.0

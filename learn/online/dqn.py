@@ -115,13 +115,7 @@ def act(
 
 
 class Draws:
-    """Draw batches from the replay buffer and, if configured, from stored transitions.
-
-    Args:
-        config: Hyperparameters.
-        session: The environments, and stored transitions if batches mix them in.
-        folder: The run's folder.
-    """
+    """Draw batches from the replay buffer and, if configured, from stored transitions."""
 
     def __init__(self, config: OnlineDQNConfig, session: Session, folder: Path) -> None:
         self._config = config

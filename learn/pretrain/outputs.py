@@ -76,12 +76,7 @@ def write_panels(path: Path, panels: Sequence[Tensor]) -> None:
 
 
 def write_curves(path: Path, folder: Path) -> None:
-    """Draw the losses of a run over its steps, on a logarithmic scale if all are positive.
-
-    Args:
-        path: A .png file.
-        folder: The run's folder.
-    """
+    """Draw the losses of a run over its steps, on a logarithmic scale if all are positive."""
     logged = list(metrics.read(folder))
     lines = []
     for style, name in enumerate(("train", "validation")):

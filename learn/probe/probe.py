@@ -93,13 +93,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Whether a measure ranks the true state first.
-
-    Attributes:
-        true_state: Mean of the true state.
-        best_other: Best mean of the others.
-        best_name: Name of the line with that mean.
-    """
+    """Whether a measure ranks the true state first."""
 
     true_state: float
     best_other: float

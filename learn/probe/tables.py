@@ -24,12 +24,7 @@ _TITLES: dict[str, str] = {
 
 
 def means_table(table: Table, *, hits: bool) -> str:
-    """One row for each model, from best to worst; seeds of an untrained network share a row.
-
-    Args:
-        table: The results.
-        hits: Whether to show hits in addition to R2.
-    """
+    """One row for each model, from best to worst; seeds of an untrained network share a row."""
     ways: list[Way] = [way for way in WAYS if any(way in line.sums for line in table.lines)]
     columns = ["model", "numbers"]
     for way in ways:

@@ -58,37 +58,21 @@ class Figure(msgspec.Struct, frozen=True, tag="figure"):
 
 
 class Film(msgspec.Struct, frozen=True, tag="film"):
-    """A film.
-
-    Attributes:
-        title: What it shows.
-        mp4: The file, with a codec that browsers play.
-    """
+    """A film: an MP4 file with a codec that browsers play."""
 
     title: str
     mp4: bytes
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """A small picture.
-
-    Attributes:
-        png: The file.
-        caption: What it shows, in a few words.
-    """
+    """A small picture, a PNG file."""
 
     png: bytes
     caption: str
 
 
 class Gallery(msgspec.Struct, frozen=True, tag="gallery"):
-    """Pictures side by side, as many in a row as fit.
-
-    Attributes:
-        title: What they show.
-        pictures: The pictures, in order.
-        note: How to read them.
-    """
+    """Pictures side by side, as many in a row as fit."""
 
     title: str
     pictures: tuple[Picture, ...]

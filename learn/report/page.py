@@ -47,12 +47,7 @@ LONG = 40  # Cells longer than this are words, and may wrap.
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
-    """Make the page, as HTML.
-
-    Args:
-        title: Heading of the page.
-        sections: Sections, in order.
-    """
+    """Make the page, as HTML."""
     links = "".join(f'<a href="#{escape(s.name)}">{escape(s.title)}</a>' for s in sections)
     body = "\n".join(map(_section, sections))
     return (

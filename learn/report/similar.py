@@ -108,14 +108,10 @@ def read_embeddings(
 
 
 def find_similar(sample: FrameSample, embeddings: NDArray[np.float32]) -> list[list[Neighbor]]:
-    """Find the nearest neighbors of a few frames.
+    """Find the nearest neighbors of a few frames, given all frames' embeddings, (n, width).
 
     Each dimension of the embeddings is standardized over the sample, so that all count alike. The
     query and its neighbors are distinct frames, and no two of them come from the same 30 steps.
-
-    Args:
-        sample: The frames.
-        embeddings: Their embeddings, shape (n, width).
 
     Returns:
         For each query, the query and then its neighbors, nearest first.

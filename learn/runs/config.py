@@ -104,11 +104,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class OfflineRun(RunConfig, frozen=True, tag_field="kind", tag="offline"):
-    """A run that learns from stored segments.
-
-    Attributes:
-        hyperparameters: Hyperparameters; their type selects the algorithm.
-    """
+    """A run that learns from stored segments."""
 
     hyperparameters: AnyOffline
 

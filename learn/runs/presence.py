@@ -56,10 +56,6 @@ def mask_of(
 def check_can_lose(config: RunConfig, option: str) -> None:
     """Refuse a run whose fusion needs all its models.
 
-    Args:
-        config: The run.
-        option: The option that leaves models out.
-
     Raises:
         UsageError: If the fusion needs all its models.
     """
@@ -86,12 +82,6 @@ def can_lose(fusion: str) -> bool:
 
 def named_model(models: Sequence[str], snapshot: Snapshot, name: str, option: str) -> str:
     """Find one of a run's models by its key, its alias, or its name as in `wsa encode --models`.
-
-    Args:
-        models: Keys of the run's models.
-        snapshot: The run's store.
-        name: The name.
-        option: The option that names it.
 
     Raises:
         UsageError: If none of them, or several, have this name.

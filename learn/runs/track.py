@@ -69,10 +69,6 @@ def write_hparams(folder: Path, config: OfflineRun | OnlineRun) -> None:
     """Write the hyperparameters as a TensorBoard event of the run itself.
 
     `SummaryWriter.add_hparams` would begin another run in a folder below.
-
-    Args:
-        folder: The run's folder.
-        config: The run.
     """
     from torch.utils.tensorboard import SummaryWriter  # Slow to import.
     from torch.utils.tensorboard.summary import hparams

@@ -10,7 +10,7 @@ If an intervention does not lower the return, the network did not need what was 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -36,9 +36,9 @@ def intervened(fusion: Attention, kind: Kind, mean: Sequence[float], seed: int) 
     """
     replaced: dict[str, Any] = {}
     if kind == "frozen":
-        replaced["normalise"] = _Fixed(mean)
+        replaced["normalise"] = _fixed(mean)
     elif kind == "uniform":
-        replaced["normalise"] = _Fixed([sum(mean) / len(mean)] * len(mean))
+        replaced["normalise"] = _fixed([sum(mean) / len(mean)] * len(mean))
     elif kind == "shuffled":
         replaced["condition"] = _Shuffled(fusion.condition, seed)
     for name, value in replaced.items():
@@ -50,14 +50,10 @@ def intervened(fusion: Attention, kind: Kind, mean: Sequence[float], seed: int) 
             object.__delattr__(fusion, name)
 
 
-class _Fixed:
-    """Returns the same weights in every state."""
-
-    def __init__(self, weights: Sequence[float]) -> None:
-        self._weights = torch.tensor(weights, dtype=torch.float32)
-
-    def __call__(self, scores: Tensor) -> Tensor:
-        return self._weights.to(scores).expand_as(scores)
+def _fixed(weights: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """Return the same weights in every state."""
+    same = torch.tensor(weights, dtype=torch.float32)
+    return lambda scores: same.to(scores).expand_as(scores)
 
 
 class _Shuffled:

@@ -21,28 +21,17 @@ SUITES = ("authors", "modes", "look", "noise", "sticky")
 
 
 def variants_of(suite: str, game: str, stated: Protocol) -> tuple[Variant, ...]:
-    """Variants of a game that differ from what a run learned; empty if there are none.
-
-    Args:
-        suite: One of `SUITES`.
-        game: ALE game id.
-        stated: Protocol of the run.
-    """
-    return tuple(parse_variant(spec, game) for spec in _specs(suite, game, stated))
-
-
-def _specs(suite: str, game: str, stated: Protocol) -> list[str]:
-    match suite:
-        case "authors":
-            return _AUTHORS.get(game, [])
-        case "modes":  # The emulator starts in the first mode and difficulty.
-            modes, difficulties = atari.switches(game)
-            return [f"mode={mode}" for mode in modes[1:]] + [
-                f"difficulty={difficulty}" for difficulty in difficulties[1:]
-            ]
-        case "look":
-            return list(_LOOK)
-        case "noise":
-            return list(_NOISE)
-        case _:
-            return [f"sticky={share:g}" for share in _STICKY if share != stated.sticky]
+    """Variants of a game that differ from what a run learned; empty if there are none."""
+    modes, difficulties = atari.switches(game)
+    specs = {
+        "authors": _AUTHORS.get(game, ()),
+        # The emulator starts in the first mode and difficulty.
+        "modes": (
+            *(f"mode={mode}" for mode in modes[1:]),
+            *(f"difficulty={difficulty}" for difficulty in difficulties[1:]),
+        ),
+        "look": _LOOK,
+        "noise": _NOISE,
+        "sticky": [f"sticky={share:g}" for share in _STICKY if share != stated.sticky],
+    }
+    return tuple(parse_variant(spec, game) for spec in specs[suite])
