@@ -34,7 +34,7 @@ from wsa.learn.online.env_runner import EnvRunner
 from wsa.learn.online.session import Played, Session
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.folder import begin
-from wsa.learn.runs.setup.offline import make_offline
+from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.train import train_playing
 from wsa.learn.training import checkpoint
 from wsa.store.backends.base import Backend

@@ -20,8 +20,8 @@ from wsa.learn.offline.trainer import Trained
 from wsa.learn.runs.config import OfflineRun
 from wsa.learn.runs.evaluate import Evaluation, evaluate_run, mean_return
 from wsa.learn.runs.folder import new_folder
+from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.setup.models import by_default
-from wsa.learn.runs.setup.offline import make_offline
 from wsa.learn.runs.train import launch
 from wsa.store.common import terminal
 from wsa.store.maintenance.summary import summarise, total_bytes

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import msgspec
 
@@ -351,7 +351,7 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     def learner(self) -> DQNConfig:
         """Hyperparameters of the offline learner, which counts updates where this class counts steps."""
         own = set(self.__struct_fields__) & set(DQNConfig.__struct_fields__)
-        values = {name: getattr(self, name) for name in own}
+        values: dict[str, Any] = {name: getattr(self, name) for name in own}
         frequency = max(1, self.target_network_frequency // self.train_frequency)
         return DQNConfig(**values | {"target_network_frequency": frequency})
 

@@ -54,8 +54,8 @@ class Evaluation:
     player: Player
     which: str
     variant: str
-    episodes: Sequence[Episode]
-    random: Sequence[Episode]
+    episodes: list[Episode]
+    random: list[Episode]
     seconds: float
 
     @property

@@ -33,7 +33,7 @@ from wsa.learn.runs.folder import begin
 from wsa.learn.runs.network import make_network, parameters_of, windows_and_shapes
 from wsa.learn.runs.player import load_network
 from wsa.learn.runs.setup.configure import configure
-from wsa.learn.runs.setup.offline import make_offline
+from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.learn.study.combine_plan import untrained
 from wsa.learn.training import checkpoint

@@ -22,8 +22,7 @@ from wsa.learn.networks.heads import ActorCritic, QNetwork
 from wsa.learn.networks.matching import match_parameters, widened, width_of
 from wsa.learn.networks.parameters import count_parameters
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
-from wsa.learn.runs.setup.offline import make_offline
-from wsa.learn.runs.setup.online import make_online
+from wsa.learn.runs.setup.make_run import make_offline, make_online
 from wsa.learn.study import combine_plan
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.root import open_store

@@ -28,7 +28,7 @@ from wsa.learn.evaluation.greedy_policy import LiveStacks
 from wsa.learn.runs import dry_run
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
-from wsa.learn.runs.setup.offline import make_offline
+from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.objects.flat_map import ROW, FlatMap, materialise

@@ -18,6 +18,7 @@ from wsa.learn.envs import atari
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT, OfflineRun, OnlineRun, RunConfig, read_config
 from wsa.learn.runs.presence import named_model
+from wsa.learn.runs.setup.make_run import make_offline, make_online
 from wsa.learn.runs.setup.models import (
     KeysOf,
     OnlineModels,
@@ -25,8 +26,6 @@ from wsa.learn.runs.setup.models import (
     by_default,
     context_key,
 )
-from wsa.learn.runs.setup.offline import make_offline
-from wsa.learn.runs.setup.online import make_online
 from wsa.learn.runs.setup.warm_start import change_models
 from wsa.learn.training import checkpoint
 from wsa.store.common import names, user_code

@@ -42,7 +42,7 @@ from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.network import make_network
-from wsa.learn.runs.setup import online as setup
+from wsa.learn.runs.setup import make_run as setup
 from wsa.learn.runs.setup.warm_start import warm_start
 from wsa.learn.runs.train import train_playing
 from wsa.learn.training import checkpoint

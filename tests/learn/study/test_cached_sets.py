@@ -20,7 +20,7 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.runs.config import OnlineRun
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.network import make_network
-from wsa.learn.runs.setup.offline import make_offline
+from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.learn.study.scaling import cached, cached_report
 from wsa.learn.study.scaling.stored_states import StoredStates

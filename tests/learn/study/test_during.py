@@ -17,7 +17,7 @@ from wsa.learn.configs.algorithms import CQLConfig
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.runs.folder import begin
-from wsa.learn.runs.setup.offline import make_offline
+from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.learn.study.combine_plan import bench_options
 from wsa.learn.study.games import PlayedGames

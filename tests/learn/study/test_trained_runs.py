@@ -17,7 +17,7 @@ from wsa.learn.envs.variants import parse_variant
 from wsa.learn.evaluation.episodes import play
 from wsa.learn.runs.config import MEAN_CONTEXT
 from wsa.learn.runs.network import parameters_of
-from wsa.learn.runs.setup.online import make_online
+from wsa.learn.runs.setup.make_run import make_online
 from wsa.learn.study.games import Games, env_seeds
 from wsa.learn.study.trained_runs import TrainedRun
 from wsa.store.objects.root import open_store
