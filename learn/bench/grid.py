@@ -55,11 +55,8 @@ LONGEST = 80
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Settings that all runs of a bench share.
-
-    Attributes:
-        options: Options of `wsa learn`, by name.
-        segments: By game, the segments that offline runs learn from.
+    """Settings that all runs of a bench share: options of `wsa learn` by name, and by game the
+    segments that offline runs learn from.
     """
 
     options: dict[str, Any]
@@ -88,15 +85,8 @@ class Result(msgspec.Struct, frozen=True):
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A run of the grid.
-
-    Attributes:
-        request: The requested run.
-        folder: The run's folder.
-        evaluation: Settings of its evaluation.
-        compute: Device and compilation for training.
-        segments: Segments that an offline run learns from.
-        label: Displayed name, if the request does not distinguish the run from others.
+    """A run of the grid. Its `label` is its displayed name, if the request does not distinguish it
+    from other runs.
     """
 
     request: RunRequest

@@ -73,18 +73,10 @@ class Method(NamedTuple):
 class Line:
     """Results of a method on a game, or over all games.
 
-    Attributes:
-        method: The method.
-        game: ALE game id, or `ALL`.
-        seeds: Number of runs; over all games, number of seeds with all games.
-        games: Number of games.
-        mean: Mean over runs of their mean raw returns; None over all games.
-        std: Sample standard deviation of the same; None for a single run.
-        normalised: Human-normalized score: the mean for a game, the interquartile mean over all
-            games.
-        interval: Interval of the interquartile mean.
-        parameters: Number of trainable parameters; over all games that of the largest network. None
-            if all runs were evaluated by a version of wsa that did not count them.
+    The mean and the sample standard deviation are over runs of their mean raw returns; there is
+    none over all games, and no deviation of a single run. The normalized score is the mean for a
+    game, and over all games the interquartile mean, which has an interval. Parameters are those of
+    the largest network; None if the runs' versions of wsa did not count them.
     """
 
     method: Method

@@ -44,14 +44,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A run that failed.
-
-    Attributes:
-        cell: Name of the run.
-        kind: The error's stable code, or the exception's name.
-        message: The problem, and what to do.
-        exit_code: Exit code of the error.
-    """
+    """A run that failed. Its `kind` is the error's stable code, or the exception's name."""
 
     cell: str
     kind: str
@@ -84,9 +77,7 @@ def say_failed(failures: Sequence[Failure]) -> int:
 def attempt(cell: Cell, on_progress: OnProgress = lambda what, done, total: None) -> Failure | None:
     """Train and evaluate a run from its current state; return a failure instead of raising it.
 
-    Args:
-        cell: The run.
-        on_progress: Called with `learn` or `eval`, the progress, and the total.
+    `on_progress` is called with `learn` or `eval`, the progress, and the total.
 
     Raises:
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after saving a checkpoint.
@@ -106,9 +97,7 @@ def attempt(cell: Cell, on_progress: OnProgress = lambda what, done, total: None
 def attempt_on_worker(cell: Cell, bench: str) -> Failure | None:
     """`attempt` in a Dask worker, which would print warnings unmarked, and no other remarks.
 
-    Args:
-        cell: The run.
-        bench: Identifies the process that started the run, for `stop_on_worker`.
+    `bench` identifies the process that started the run, for `stop_on_worker`.
     """
     global _running
     with _one_at_a_time, terminal.show_log():

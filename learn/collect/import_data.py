@@ -60,11 +60,8 @@ def state_protocol(
 ) -> Protocol:
     """Return the full protocol by which imported data was played.
 
-    Args:
-        game: ALE game id.
-        stated: What the data states.
-        asked: What the user states.
-        named: `classic` or `v5`, which fills in what the user does not state, or "".
+    The data states some facts, and the user others; `named`, `classic` or `v5`, fills in what the
+    user does not state.
 
     Raises:
         UsageError: If data and user contradict each other, or a required fact is missing.
@@ -113,12 +110,7 @@ def state_protocol(
 
 @dataclasses.dataclass(frozen=True)
 class ImportPlan:
-    """An import and its missing intervals.
-
-    Attributes:
-        collection: The run and its missing intervals, as for a collection with one environment.
-        episodes: Number of episodes in the data.
-    """
+    """An import: the run and its missing intervals, as for a collection with one environment."""
 
     collection: CollectPlan
     episodes: int
@@ -135,14 +127,7 @@ def plan_import(
 ) -> ImportPlan:
     """Check all data, and find the intervals that are not committed yet.
 
-    Args:
-        snapshot: Snapshot of the store.
-        source: The data.
-        game: ALE game id.
-        protocol: Protocol by which the data was played.
-        policy: Name of the policy that played.
-        segment_steps: Maximum number of steps in a segment.
-        on_steps: Called from time to time with (steps checked, total steps).
+    `on_steps` is called from time to time with (steps checked, total steps).
 
     Raises:
         UsageError: If the data is invalid.
@@ -201,13 +186,9 @@ def run_import(
     backend: Backend,
     on_steps: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[SegmentMeta]:
-    """Commit every missing segment of a plan.
+    """Commit every missing segment of a plan, from the same source.
 
-    Args:
-        plan: Result of `plan_import`.
-        source: The same data.
-        backend: The store.
-        on_steps: Called from time to time with (steps written, steps to write).
+    `on_steps` is called from time to time with (steps written, steps to write).
 
     Returns:
         The segments that this call committed.

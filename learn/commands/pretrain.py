@@ -56,15 +56,13 @@ def pretrain_encoders(o: PretrainOptions) -> int:
     }
     if o.json:
         return terminal.result(True, {"run": str(folder), "encoders": manifests})
-    rows = [
-        [encoder, m["gradient_steps"], m["best_step"], m["validation_loss"], file, info["bytes"]]
-        for encoder, m in manifests.items()
-        for file, info in (
-            (folder / encoder / f"{a}.safetensors", i) for a, i in m["files"].items()
-        )
-    ]
+    rows = []
+    for encoder, m in manifests.items():
+        trained = [encoder, m["gradient_steps"], m["best_step"], _number(m["validation_loss"])]
+        for alias, info in m["files"].items():
+            rows.append([*trained, str(folder / encoder / f"{alias}.safetensors"), info["bytes"]])
     columns = ["encoder", "gradient steps", "best at", "validation loss", "weights", "bytes"]
-    terminal.table("", columns, [[*r[:3], _number(r[3]), str(r[4]), r[5]] for r in rows])
+    terminal.table("", columns, rows)
     return 0
 
 

@@ -94,15 +94,8 @@ class Batch:
 class OfflineBatches:
     """Samples transitions uniformly, with replacement, from a flat map.
 
-    Args:
-        flat: The stored transitions and embeddings.
-        depth: Number of frames in a state, k.
-        batch_size: Number of transitions in a batch.
-        seed: Seed of the sampling.
-        steps: Rows to sample from; None for all steps.
-        n_step: Number of steps in a transition.
-        gamma: Discount per step.
-        clip: Whether to replace rewards by their sign.
+    They begin at the rows `steps`, or at all that hold a step. `depth` is the number of frames in a
+    state, k; `clip` replaces rewards by their sign.
     """
 
     def __init__(
@@ -126,10 +119,8 @@ class OfflineBatches:
         self._state_rows = StateRows(flat)
 
     def draw(self, size: int = 0) -> Batch:
-        """Sample the next batch. Its states are valid until the next call.
-
-        Args:
-            size: Number of transitions; 0 for the batch size.
+        """Sample the next `size` transitions, or a batch if it is 0. Its states are valid until the
+        next call.
 
         Raises:
             UsageError: If `depth` exceeds the number of frames that segments repeat.
@@ -138,10 +129,9 @@ class OfflineBatches:
         return self.of(self._steps[self._generator.integers(len(self._steps), size=size)])
 
     def of(self, rows: NDArray[np.int64]) -> Batch:
-        """Return the transitions that begin at `rows`. Their states are valid until the next call.
+        """Return the transitions that begin at `rows`, (B,), which hold a step.
 
-        Args:
-            rows: Rows that hold a step, (B,).
+        Their states are valid until the next call.
         """
         flat, depth = self._flat, self._depth
         steps = walk(flat, rows, self._n_step, self._gamma, self._clip)

@@ -27,8 +27,7 @@ class Look(Protocol):
 class ColorMap:
     """Maps each color to another, regardless of position.
 
-    Args:
-        recolor: Maps colors (n, 3) uint8 RGB to n other colors.
+    `recolor` maps colors (n, 3) uint8 RGB to n other colors.
     """
 
     def __init__(self, recolor: Callable[[Frame], Frame]) -> None:

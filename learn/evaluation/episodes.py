@@ -118,7 +118,7 @@ def play(
     if episodes < 1 or num_envs < 1:
         raise UsageError("bad-option", "--episodes and --num-envs must be at least 1.")
     count = min(num_envs, episodes)
-    shares = np.array([len(range(i, episodes, count)) for i in range(count)])
+    shares = np.array(games.group_sizes(episodes, count))
     games_done, lengths = np.zeros((2, count), np.int64)
     returns, first = np.zeros(count), np.ones(count, np.bool_)
     finished: list[Episode] = []
@@ -175,15 +175,10 @@ def write_csv(
     Lines that the table already has are not added again, so repeating an evaluation adds nothing. A
     table with other columns is renamed to `eval-1.csv`, or the next free number.
 
-    Args:
-        path: The table.
-        trained: Number of updates that trained the network; for an online run, number of steps.
-        checkpoint: Digest of the network's checkpoint, 12 hex digits.
-        epsilon: Probability of a random action.
-        played: Games by policy: `run` is the run's final network, `best` the one with the best
-            validation score, `random` the random baseline.
-        present: Names of the models that the network uses; empty for pixels.
-        variant: SPEC of the game's variant; "" for the unchanged game.
+    Games are by policy: `run` is the run's final network, `best` the one with the best validation
+    score, `random` the random baseline. `trained` counts updates, or steps of an online run;
+    `present` names the models that the network uses; `variant` is a SPEC, "" for the unchanged
+    game.
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
@@ -201,12 +196,13 @@ def write_csv(
     # Two games of an environment may give equal lines, so count them.
     unmatched = Counter(existing.decode().splitlines())
     for policy, episodes in played.items():
+        models = "" if policy == "random" else "+".join(present)
         for e in episodes:
-            run_fields = (trained, policy, checkpoint, epsilon)
-            models = "" if policy == "random" else "+".join(present)
-            episode_fields = (e.env, e.seed, e.returned, e.steps, e.truncated, models, variant)
+            played_by = (trained, policy, checkpoint, epsilon, e.env, e.seed)
             line = io.StringIO(newline="")
-            csv.writer(line).writerow([*run_fields, *episode_fields])
+            csv.writer(line).writerow(
+                [*played_by, e.returned, e.steps, e.truncated, models, variant]
+            )
             unmatched[line.getvalue().rstrip()] -= 1
             if unmatched[line.getvalue().rstrip()] < 0:
                 table.write(line.getvalue())

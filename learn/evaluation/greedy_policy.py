@@ -101,13 +101,7 @@ class GreedyPolicy:
 
 
 class LiveStacks:
-    """Keeps the last k embeddings of each environment.
-
-    Args:
-        encoder: Live encoder, which looks frames up and embeds cache misses.
-        num_envs: Number of environments.
-        depth: Number of frames in a state, k.
-    """
+    """Keeps the last k embeddings of each environment; `depth` is k."""
 
     def __init__(self, encoder: LiveEncoder, num_envs: int, depth: int) -> None:
         self._encoder = encoder

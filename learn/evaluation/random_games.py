@@ -27,14 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class RandomGames(msgspec.Struct, frozen=True):
-    """Which games of the random policy.
-
-    Attributes:
-        game: ALE game id.
-        protocol: Protocol by which to play.
-        settings: Number of games, and their environments.
-        variant: Variant of the game; None for the unchanged game.
-    """
+    """Which games of the random policy; `variant` is None for the unchanged game."""
 
     game: str
     protocol: records.Protocol
@@ -65,8 +58,7 @@ class RandomGames(msgspec.Struct, frozen=True):
     ) -> list[Episode]:
         """Return the games, which are played now if they have not been played.
 
-        Args:
-            on_step: Called with (steps played, games finished).
+        `on_step` is called with (steps played, games finished).
         """
         if (found := self.find()) is not None:
             return found

@@ -136,14 +136,9 @@ def panel(
 ) -> Picture:
     """Draw the panel beside the game, (height, PANEL, 3) uint8 RGB.
 
-    It shows lines of text; a bar for each model, with its name and weight; and, if there is room,
-    each model's weight over the last `HISTORY` steps.
-
-    Args:
-        called: Display names of the models; empty for no weights.
-        history: Weights of each step so far, (models,), from 0 to 1.
-        facts: Lines of text.
-        height: Height of the game's image.
+    It shows lines of text; a bar for each model, with its display name and weight; and, if there is
+    room, each model's weight over the last `HISTORY` steps. `history` has the weights of each step
+    so far, (models,), from 0 to 1.
     """
     picture = np.zeros((height, PANEL, 3), np.uint8)
     for i, fact in enumerate(facts):

@@ -59,11 +59,7 @@ def weight_loss(config: Any, weights: Tensor | None) -> Tensor | float:
 
 
 def weight_scalars(weights: Tensor | None, network: Any) -> dict[str, Tensor]:
-    """Return the statistics of a fusion's weights to log.
-
-    Args:
-        weights: Weights (B, models), or None.
-        network: The network whose fusion returned them.
+    """Return the statistics to log of the weights (B, models) that a network's fusion returned.
 
     Returns:
         `weights` (the mean per model, (models,)), `wsa/weight_entropy`, and `wsa/dead_rows` if the

@@ -64,14 +64,7 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """Result of one call of `train_offline`.
-
-    Attributes:
-        network: The trained network.
-        updates: Gradient steps made in this call; 0 if the run was already finished.
-        updates_per_s: Gradient steps per second.
-        passes: Passes through a frozen model in this call; always 0.
-    """
+    """Result of one call of `train_offline`. The counts and the rate are those of this call."""
 
     network: QNetwork
     updates: int

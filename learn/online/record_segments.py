@@ -38,13 +38,8 @@ SEGMENT_STEPS = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """One model's part of a table row.
-
-    Attributes:
-        model: Key of the model.
-        window: Number of frames that the model sees.
-        shape: Shape of an embedding.
-        engine: Name of the engine that ran the model.
+    """One model's part of a table row: its key, the number of frames that it sees, the shape of an
+    embedding, and the engine that ran it.
     """
 
     model: str

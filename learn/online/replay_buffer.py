@@ -37,18 +37,10 @@ RECORD = np.dtype(
 
 
 class Replay:
-    """Replay buffer of several environments.
+    """Replay buffer of several environments, whose records refer to an embedding table.
 
-    Args:
-        folder: The run's folder.
-        table: Embedding table that the records refer to.
-        num_envs: Number of environments.
-        steps: Maximum number of steps of each environment.
-        depth: Number of frames in a state, k.
-        capacity: Number of newest steps to sample from, over all environments.
-        n_step: Number of steps in a transition.
-        gamma: Discount per step.
-        clip: Whether to replace rewards by their sign.
+    Each environment plays at most `steps`. Batches are drawn from the newest `capacity` steps of
+    all of them together, and `depth` is the number of frames in a state, k.
     """
 
     def __init__(

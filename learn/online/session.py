@@ -26,14 +26,9 @@ from wsa.store.objects.flat_map import FlatMap
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """Result of one call of an online trainer.
+    """Result of one call of an online trainer: its steps, rate, and passes summed over the models.
 
-    Attributes:
-        network: The trained network.
-        steps: Steps played in this call; 0 if the run was already finished.
-        steps_per_s: Steps per second.
-        passes: Passes in this call, summed over the models.
-        hit_rate: Fraction of the run's lookups that needed no pass.
+    `hit_rate` is the fraction of the whole run's lookups that needed no pass.
     """
 
     network: nn.Module
@@ -53,19 +48,11 @@ class Played:
 
 
 class Session:
-    """An online run in progress.
+    """An online run in progress, of models with some columns of a row each; none for gray pixels.
 
-    Args:
-        runner: The environments.
-        models: Model keys, in the order of a row; empty for gray pixels.
-        columns: Columns of each model in a row.
-        settled: Whether the normalization's mean and standard deviation are already fixed.
-        seed: Seed of exploration and sampling.
-        stored: Stored transitions to mix into batches, if any.
-        recording: Commits the steps to the store, if the run is recorded; flushed before each
-            checkpoint.
-        compiled: Whether to use torch.compile on the networks.
-        evaluation: Periodic evaluation games, if any.
+    `settled` says whether the normalization's mean and standard deviation are already fixed, and
+    `seed` draws exploration and samples. `stored` transitions are mixed into batches, and
+    `recording` is flushed before each checkpoint.
     """
 
     def __init__(

@@ -37,12 +37,9 @@ Rows = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The segments to read.
+    """The segments to read, in order, with their number of distinct frames.
 
-    Attributes:
-        segments: Segments in reading order.
-        frames: Number of their distinct frames.
-        left_out: Number of frames of the requested games and policies that do not fit into memory.
+    `left_out` counts frames of the requested games and policies that do not fit into memory.
     """
 
     segments: tuple[SegmentMeta, ...]

@@ -182,15 +182,8 @@ def run(
     device: str = "cpu",
     on_line: OnLine = lambda step, line: None,
 ) -> dict[str, Any]:
-    """Train, or continue, and write the encoder with its manifest and pictures.
-
-    Args:
-        folder: The folder that `begin` prepared.
-        training: Settings of the training.
-        examples: Its examples.
-        half: Whether to write weights in half precision.
-        device: Device to train on.
-        on_line: Called with every line of losses.
+    """Train, or continue in a folder that `begin` prepared; write the encoder, manifest, and
+    pictures.
 
     Returns:
         The manifest.

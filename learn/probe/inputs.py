@@ -95,14 +95,8 @@ def untrained(
 ) -> list[NDArray[np.float16 | np.float32]]:
     """Embed each step with untrained networks of a model's architecture; nothing is written.
 
-    The output is the model's, without a reduction. The embeddings of seed 0 equal those that
-    `:random` stores.
-
-    Args:
-        snapshot: The store.
-        sampled: From `wsa.learn.probe.samples.draw`.
-        spec: A model for which `has_untrained` is true.
-        seeds: Seeds for the weights.
+    The model is one for which `has_untrained` is true. The output is the model's, without a
+    reduction. The embeddings of seed 0 equal those that `:random` stores.
 
     Returns:
         Embeddings (n, width) for each seed.

@@ -48,11 +48,8 @@ Kind = Literal["state", "floor", "pixels", "model", "untrained"]
 
 @dataclasses.dataclass(frozen=True)
 class F1:
-    """F1 of the exact values of a variable.
-
-    Attributes:
-        weighted: Mean of the values' F1, weighted by frequency, as in Anand et al. (2019).
-        macro: Plain mean of the values' F1.
+    """F1 of the exact values of a variable: the mean of the values' F1, weighted by frequency as in
+    Anand et al. (2019), and the plain mean.
     """
 
     weighted: float
@@ -270,9 +267,7 @@ def pixel_sizes(widths: Sequence[int]) -> list[int]:
 def usable_variables(sampled: SampledSteps, least: float) -> tuple[list[str], dict[str, str]]:
     """Variables that can be tested, and the reasons that exclude the others.
 
-    Args:
-        sampled: The drawn steps.
-        least: Minimum entropy of a variable's values, in nats, while its object is on the screen.
+    The values of a variable must have an entropy of `least` nats while its object is on the screen.
     """
     usable, reasons = [], {}
     for name, values in sampled.target.items():
@@ -317,18 +312,11 @@ def seen_before(sampled: SampledSteps, places: Sequence[str]) -> dict[str, dict[
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Settings of a probe.
+    """Settings of a probe, with models from `models_of` and variables from `usable_variables`.
 
-    Attributes:
-        models: From `models_of`.
-        variables: From `usable_variables`.
-        ordered: Whether values have an order, so that R2 is meaningful.
-        state: Whether the variables are those of the true state, which is then probed too, and
-            means are over positions only.
-        f1: Whether to compute F1 of exact values too.
-        untrained: Number of untrained networks for each of wsa's own encoders.
-        frames: Whether the store has frames, which untrained networks and pixels need.
-        seed: Seed for the intervals.
+    `ordered` values have an order, so that R2 is meaningful. With `state`, the variables are those
+    of the true state, which is then probed too, and means are over positions only. `untrained` is a
+    number of networks for each of wsa's own encoders; these and pixels need `frames` in the store.
     """
 
     models: dict[str, str]
@@ -354,12 +342,7 @@ def probe(
 ) -> Table:
     """Probe every model of a store, and what it is compared with.
 
-    Args:
-        snapshot: The store.
-        game: ALE game.
-        sampled: From `samples.draw`.
-        plan: Settings.
-        on_line: Called with (embeddings done, embeddings in total).
+    `on_line` is called with (embeddings done, embeddings in total).
 
     Raises:
         DamagedError: If stored bytes are not what was committed.
@@ -379,13 +362,10 @@ def compare(
     embeddings: Iterable[Named],
     on_line: Callable[[int], None] = lambda done: None,
 ) -> Table:
-    """Probe embeddings of some steps, and the true state.
+    """Probe embeddings of some steps, and the true state. Only one embedding is in memory at a
+    time.
 
-    Args:
-        sampled: From `samples.draw`.
-        plan: Settings.
-        embeddings: Embeddings of these steps; only one is in memory at a time.
-        on_line: Called with the number of embeddings done.
+    `on_line` is called with the number of embeddings done.
     """
     lines = [_probe_one(FLOOR, "", "floor", None, sampled, plan)]
     if plan.state:

@@ -37,10 +37,7 @@ def memories(
 ) -> tuple[dict[str, Memory], dict[str, str]]:
     """Recover the memory at every step of some segments of one game.
 
-    Args:
-        snapshot: The store.
-        segments: Segments of one game.
-        on_steps: Called with the number of steps replayed so far.
+    `on_steps` is called with the number of steps replayed so far.
 
     Returns:
         By segment, the memory of each row, shape (rows, 128), uint8, zeros where a row holds no

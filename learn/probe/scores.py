@@ -42,15 +42,9 @@ class Scores(NamedTuple):
 def fit_and_test(
     axes: Axes | None, sampled: SampledSteps, names: Sequence[str], splits: Sequence[Split]
 ) -> Sums:
-    """Fit probes of some variables in each split, and test them.
+    """Fit probes of V variables in each split, and test them; without axes, predict the mean.
 
     A variable is fitted and tested only at steps with its object on the screen.
-
-    Args:
-        axes: The embedding; None to predict the mean.
-        sampled: The drawn steps.
-        names: Names of V variables.
-        splits: Splits of `sampled`, or parts of them.
 
     Returns:
         Sums of each group of `sampled`.

@@ -28,14 +28,7 @@ class Text(msgspec.Struct, frozen=True, tag="text"):
 
 
 class Table(msgspec.Struct, frozen=True, tag="table"):
-    """A table.
-
-    Attributes:
-        title: Title of the table.
-        columns: Names of the columns.
-        rows: Cells, as displayed.
-        note: How to read the table.
-    """
+    """A table of cells as displayed; `note` says how to read it."""
 
     title: str
     columns: tuple[str, ...]
@@ -44,13 +37,7 @@ class Table(msgspec.Struct, frozen=True, tag="table"):
 
 
 class Figure(msgspec.Struct, frozen=True, tag="figure"):
-    """A figure, drawn by `wsa.learn.report.figures`.
-
-    Attributes:
-        title: What it shows; also its text for screen readers.
-        svg: The drawing.
-        note: How to read the figure.
-    """
+    """A figure, drawn by `wsa.learn.report.figures`. Its title is also its text for screen readers."""
 
     title: str
     svg: str

@@ -93,15 +93,7 @@ def _inline(svg: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A value with its interval.
-
-    Attributes:
-        label: Name.
-        value: The estimate.
-        low: Lower end of its interval; None without an interval.
-        high: Upper end.
-        style: Index of the color.
-    """
+    """A value with its interval, if it has one; `style` is the index of its color."""
 
     label: str
     value: float
@@ -113,10 +105,7 @@ class Bar:
 def intervals(bars: Sequence[Bar], x_label: str, *, line: float | None = None) -> str:
     """Draw each value as a point with its interval, one below the other.
 
-    Args:
-        bars: Values, from the top.
-        x_label: Name of the value.
-        line: A value to compare with, drawn as a dashed line.
+    `line` is a value to compare with, drawn as a dashed line.
     """
 
     def paint(axes: Any) -> None:
@@ -137,15 +126,7 @@ def intervals(bars: Sequence[Bar], x_label: str, *, line: float | None = None) -
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve, with a band if it has one.
-
-    Attributes:
-        label: Name.
-        x: Ascending positions, shape (n,).
-        y: Values, shape (n,).
-        low: Lower end of the band, shape (n,).
-        high: Upper end of the band, shape (n,).
-    """
+    """A curve, with a band if it has one. All arrays have shape (n,)."""
 
     label: str
     x: ArrayLike
@@ -161,14 +142,7 @@ def curves(
     *,
     at: float | None = None,
 ) -> str:
-    """Draw curves in one chart.
-
-    Args:
-        lines: The curves.
-        x_label: Label of the horizontal axis.
-        y_label: Label of the vertical axis.
-        at: A position on the horizontal axis to mark.
-    """
+    """Draw curves in one chart; `at` marks a position on the horizontal axis."""
 
     def paint(axes: Any) -> None:
         for i, line in enumerate(lines):
@@ -190,14 +164,7 @@ def curves(
 
 
 def stacked(labels: Sequence[str], x: ArrayLike, shares: NDArray[Any], x_label: str) -> str:
-    """Draw shares of a whole over time, stacked.
-
-    Args:
-        labels: Names of the m parts.
-        x: Ascending positions, shape (n,).
-        shares: Shape (m, n).
-        x_label: Label of the horizontal axis.
-    """
+    """Draw shares of a whole over time, stacked: (m, n) for m parts at n ascending positions."""
 
     def paint(axes: Any) -> None:
         colors = [SERIES[i % len(SERIES)] for i in range(len(labels))]

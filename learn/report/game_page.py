@@ -55,14 +55,10 @@ def make_page(
     probe: ProbeResult | None = None,
     on_segment: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
-    """Return the page as HTML.
+    """Return the page as HTML, with a remark about the rewards, and the result of a probe if there
+    is one.
 
-    Args:
-        snapshot: The store.
-        game: ALE game id.
-        remark: A remark about the rewards; "" for none.
-        probe: Result of a probe to show.
-        on_segment: Called after each segment with the number of segments read, and their total.
+    `on_segment` is called after each segment with the number of segments read, and their total.
 
     Raises:
         MissingError: If the store has no frames of the game.

@@ -34,14 +34,7 @@ class _Model(msgspec.Struct):
 
 
 class ProbeResult(msgspec.Struct):
-    """The part of a probe's result that a page shows.
-
-    Attributes:
-        game: ALE game id.
-        target: What the probes predict.
-        samples: Number of steps drawn.
-        models: Scores of each model, best first.
-    """
+    """The part of a probe's result that a page shows; the best model comes first."""
 
     game: str
     target: str

@@ -55,14 +55,8 @@ def similar_by_model(
 ) -> list[Similar]:
     """Find similar frames with each model that has encoded some of the segments.
 
-    Args:
-        snapshot: The store.
-        game: ALE game id.
-        models: Model keys.
-        metas: Segments to choose from.
-        segments: Maximum number of segments for each model.
-        frames: Maximum number of frames of each segment; fewer are used if their embeddings would
-            not fit into memory.
+    For each model, at most so many `segments` are searched, and so many `frames` of each; fewer if
+    their embeddings would not fit into memory.
 
     Raises:
         DamagedError: If stored bytes differ from what was committed.

@@ -76,11 +76,6 @@ def open_data(config: RunConfig) -> tuple[Snapshot, FlatMap | None]:
 def only(whole: Snapshot, game: str, segments: Sequence[str]) -> Snapshot:
     """Limit a snapshot to a run's segments of its game; other games stay as they are.
 
-    Args:
-        whole: Snapshot of the whole store.
-        game: The run's game.
-        segments: Segments of the game at the start of the run.
-
     Raises:
         MissingError: If the store has lost some of them.
     """

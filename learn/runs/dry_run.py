@@ -21,12 +21,7 @@ UPDATES_TIMED = 5
 
 
 def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) -> dict[str, float]:
-    """Estimate the cost of a run without writing anything.
-
-    Args:
-        snapshot: The store, with the run's segments and their embeddings.
-        config: The run.
-        device: Device that would train.
+    """Estimate the cost of a run without writing anything. Updates are timed on the device.
 
     Returns:
         Offline: updates; segments, steps, and distinct frames of data; bytes of the flat map on

@@ -40,15 +40,10 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Result of an evaluation.
+    """Result of an evaluation: games of the network, and of a random policy with the same seeds.
 
-    Attributes:
-        player: The network that played.
-        which: Whether it is the run's final network, or the best on held-out episodes.
-        variant: Variant of the game as a SPEC; "" for the unchanged game.
-        episodes: Games played by the run's network.
-        random: Games played by a random policy under the same protocol and seeds.
-        seconds: Wall time of the network's games.
+    `which` is the final network, or the best on held-out episodes; `variant` is a SPEC, "" for the
+    unchanged game; `seconds` is the wall time of the network's games.
     """
 
     player: Player

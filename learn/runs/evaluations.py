@@ -38,11 +38,8 @@ _NOTHING_PLAYED = {
 
 
 class EvaluationKey(EvaluationRequest, frozen=True, kw_only=True):
-    """Everything that the games of an evaluation depend on.
-
-    Attributes:
-        checkpoint: Checksum of the network's checkpoint.
-        versions: Versions of wsa and of the libraries it uses.
+    """Everything that the games of an evaluation depend on: also the checksum of the network's
+    checkpoint, and versions of wsa and of the libraries it uses.
     """
 
     checkpoint: str
@@ -50,12 +47,9 @@ class EvaluationKey(EvaluationRequest, frozen=True, kw_only=True):
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """A finished evaluation.
+    """A finished evaluation, with `Evaluation.summary` as its result.
 
-    Attributes:
-        asked: The evaluation.
-        result: From `wsa.learn.runs.evaluate.Evaluation.summary`.
-        weights: Checksum of its `eval_weights.npz`; "" if the fusion has no weights.
+    `weights` is the checksum of its `eval_weights.npz`; "" if the fusion has no weights.
     """
 
     asked: EvaluationKey

@@ -44,9 +44,7 @@ def windows_and_shapes(
 ) -> tuple[Sequence[int], Sequence[tuple[int, ...]]]:
     """Number of frames that each of a run's inputs sees, and the shape of its embedding.
 
-    Args:
-        config: The run.
-        data: The run's store, or its materialized data; only an offline run needs it.
+    Only an offline run needs data: its store, or the flat map.
 
     Raises:
         MissingError: If the store does not have the run's embeddings.

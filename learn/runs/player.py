@@ -18,7 +18,6 @@ from wsa.learn.runs.data import find_store, make_embedder, open_data
 from wsa.learn.runs.network import make_network, windows_and_shapes
 from wsa.learn.runs.presence import Mask, mask_of
 from wsa.learn.training import checkpoint
-from wsa.store.common import hashing
 from wsa.store.objects.flat_map import FlatMap
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -28,16 +27,9 @@ from wsa.store.objects.snapshot import take_snapshot
 class Player:
     """A trained network, with the models that feed it.
 
-    Attributes:
-        config: The run.
-        network: The run's network.
-        embedder: The live encoder, or grayscale pixels.
-        shapes: Shape of an embedding of each of the run's `inputs`.
-        trained: Number of updates that trained the network; for an online run, number of steps.
-        digest: First 12 hex digits of the checkpoint's hash.
-        algo: Name of the algorithm that trained it.
-        mask: Whether each fused model is present; None if all are.
-        embedder_for: Makes an embedder of the models that a mask leaves.
+    `trained` counts updates, or steps of an online run, and `digest` is the first 12 hex digits of
+    the checkpoint's hash. `mask` says whether each fused model is present (None: all are), and
+    `embedder_for` makes an embedder of the models that a mask leaves.
     """
 
     config: OfflineRun | OnlineRun
@@ -140,7 +132,7 @@ def open_player(
         embedder,
         windows_and_shapes(config, flat)[1],
         trained,
-        hashing.checksum(path.read_bytes())[:12],
+        checkpoint.digest(path),
         config.hyperparameters.NAME,
         mask,
         embedder_for,
@@ -157,12 +149,7 @@ def _left_out(config: RunConfig, mask: Mask | None) -> set[str]:
 def load_network(
     config: OfflineRun | OnlineRun, flat: FlatMap | None, path: Path
 ) -> tuple[Any, int]:
-    """Load a run's network without opening any model.
-
-    Args:
-        config: The run.
-        flat: The run's data, from `open_data`.
-        path: The checkpoint.
+    """Load a run's network from a checkpoint without opening any model; `flat` is from `open_data`.
 
     Returns:
         The network, and the number of updates that trained it; for an online run, of steps.

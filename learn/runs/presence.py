@@ -20,11 +20,7 @@ def mask_of(
 ) -> Mask | None:
     """Whether each of a run's fused models is present; None if all are.
 
-    Args:
-        config: The run.
-        snapshot: The run's store, which resolves names of models.
-        without: Models to leave out, named as in `--models`.
-        only: Models to keep, named as in `--models`.
+    Models to leave out or to keep are named as in `--models`.
 
     Raises:
         UsageError: If both are given, a model is not one of the run's, none is left, the context's

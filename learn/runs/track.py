@@ -30,12 +30,8 @@ def tracked(
 ) -> Iterator[None]:
     """Track the run's logs until the block ends; a resumed run is resumed there too.
 
-    With `WANDB_MODE=offline` nothing leaves the machine: `wandb sync` sends it later.
-
-    Args:
-        folder: The run's folder.
-        config: The run, whose options are recorded without secrets.
-        project, entity: W&B project and entity; if no entity is given, the user's own.
+    Its options are recorded without secrets. With `WANDB_MODE=offline` nothing leaves the machine:
+    `wandb sync` sends it later.
 
     Raises:
         MissingError: If wandb is not installed.

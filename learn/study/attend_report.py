@@ -57,14 +57,7 @@ GAME_COLUMNS = (*trained_runs.COLUMNS, "condition", "number", "return")
 
 @dataclasses.dataclass(frozen=True)
 class AttentionResult:
-    """A run with its logged weights and its games.
-
-    Attributes:
-        run: The run.
-        log: Weights of its newest evaluation.
-        games: Games in each condition; empty if nothing was played.
-        random: Games of a random policy; None if nothing was played.
-    """
+    """A run with its logged weights and its games; `random` is None if nothing was played."""
 
     run: TrainedRun
     log: Log

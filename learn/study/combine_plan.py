@@ -34,13 +34,8 @@ QUICK_GAMES = 5
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A run of the study.
-
-    Attributes:
-        cell: The run.
-        method: Name of the method under comparison.
-        config: The run's configuration; None if the store lacks a model of an online run so far.
-        parameters: Number of trainable parameters, if known.
+    """A run of the study. Its `config` and `parameters` are None if the store lacks a model of an
+    online run so far.
     """
 
     cell: Cell
@@ -51,14 +46,7 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The grid.
-
-    Attributes:
-        bench: The grid as options of a bench.
-        settings: Settings that all runs share.
-        runs: Runs to train and evaluate.
-        left_out: Runs that are impossible, with the reasons.
-    """
+    """The grid, also as options of a bench, and the runs that are impossible with the reasons."""
 
     bench: BenchOptions
     settings: Settings

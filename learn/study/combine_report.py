@@ -125,15 +125,9 @@ def _returns(runs: Sequence[EvaluatedRun], method: str) -> Returns:
 
 @dataclasses.dataclass(frozen=True)
 class Overall:
-    """A method's results over all games.
-
-    Attributes:
-        method: The method.
-        parameters: Number of parameters of its largest network.
-        runs: Number of evaluated runs.
-        no_better: Number of runs that play no better than random.
-        iqm: Interquartile mean of human-normalized scores.
-        against: Probability that the reference method is better.
+    """A method's results over all games, with the parameters of its largest network, the
+    interquartile mean of human-normalized scores, and the probability that the reference method
+    is better.
     """
 
     method: str

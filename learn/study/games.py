@@ -45,12 +45,8 @@ NO_BETTER_THAN_RANDOM = (
 
 
 class PlayedGames(msgspec.Struct, frozen=True):
-    """Games of one network in one condition.
-
-    Attributes:
-        returns: Raw returns, by environment and in the order played.
-        steps: Total number of steps.
-        passes: Number of frames that went through a model.
+    """Games of one network in one condition: raw returns, by environment and in the order played,
+    steps, and frames that went through a model.
     """
 
     returns: tuple[float, ...]

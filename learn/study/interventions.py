@@ -28,11 +28,7 @@ REMEMBERED = 4096  # Number of contexts to draw from.
 def intervened(fusion: Attention, kind: Kind, mean: Sequence[float], seed: int) -> Iterator[None]:
     """Apply an intervention to a fusion until the block ends.
 
-    Args:
-        fusion: The fusion.
-        kind: The intervention.
-        mean: Mean weight of each model; `uniform` keeps their sum.
-        seed: Seed for drawing contexts.
+    `mean` is the mean weight of each model, whose sum `uniform` keeps; `seed` draws contexts.
     """
     replaced: dict[str, Any] = {}
     if kind == "frozen":

@@ -38,13 +38,7 @@ def write(
 ) -> str:
     """Write a study's tables, and the page of all studies in the folder.
 
-    Args:
-        folder: The study's folder.
-        kind: Name of the study, one of `ORDER`.
-        title: Heading of the study.
-        parts: Texts, tables, and figures of the study.
-        evaluation: Description of the evaluation.
-        tables: Columns and rows of the raw tables, by file name.
+    `kind` is one of `ORDER`; `tables` has columns and rows of the raw tables, by file name.
 
     Returns:
         The study as Markdown.

@@ -47,7 +47,7 @@ class TrainedRun:
     @functools.cached_property
     def network(self) -> str:
         """First 12 hex digits of its newest checkpoint's hash."""
-        return checkpoint.digest(self.folder / "checkpoints")
+        return checkpoint.digest(checkpoint.latest(self.folder / "checkpoints"))
 
     @functools.cached_property
     def parameters(self) -> int | None:
@@ -77,15 +77,6 @@ class TrainedRun:
         return str(self.folder), c.game, c.network.fusion.name, c.seed, self.parameters
 
 
-def read_run(folder: Path) -> TrainedRun:
-    """Read a run's configuration.
-
-    Raises:
-        MissingError: If there is no run.
-    """
-    return TrainedRun(folder, read_config(folder))
-
-
 def runs_of(o: RunsOptions) -> list[TrainedRun]:
     """The named runs, without duplicates.
 
@@ -98,7 +89,8 @@ def runs_of(o: RunsOptions) -> list[TrainedRun]:
         raise UsageError(
             "bad-option", f"wsa study {o.kind}: name the folders of one or more trained runs."
         )
-    return [read_run(Path(run)) for run in dict.fromkeys(o.runs)]
+    folders = [Path(run) for run in dict.fromkeys(o.runs)]
+    return [TrainedRun(folder, read_config(folder)) for folder in folders]
 
 
 def open_run(o: RunsOptions, run: TrainedRun) -> Player:

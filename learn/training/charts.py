@@ -41,14 +41,9 @@ class Line:
 def draw(
     title: str, x_label: str, y_label: str, lines: Sequence[Line], *, logarithmic: bool = False
 ) -> bytes:
-    """Draw a chart, and return the bytes of a PNG file.
+    """Draw a chart, and return the bytes of a PNG file. There may be no lines.
 
-    Args:
-        title: Title above the chart.
-        x_label: Label of the horizontal axis, with its unit.
-        y_label: Label of the vertical axis.
-        lines: Lines to draw; may be empty.
-        logarithmic: Whether the vertical axis is logarithmic. All values must be above 0.
+    On a logarithmic vertical axis, all values must be above 0.
     """
     # matplotlib is slow to import. A separate Figure uses no global state and needs no display.
     from matplotlib.figure import Figure

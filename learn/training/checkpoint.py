@@ -104,13 +104,9 @@ def latest(folder: Path) -> Path:
     return checkpoints[-1]
 
 
-def digest(folder: Path) -> str:
-    """Return the first 12 hex digits of the checksum of a run's newest checkpoint.
-
-    Raises:
-        MissingError: If there is none.
-    """
-    return hashing.checksum(latest(folder).read_bytes())[:12]
+def digest(path: Path) -> str:
+    """Return the first 12 hex digits of a checkpoint's checksum, by which reports name it."""
+    return hashing.checksum(path.read_bytes())[:12]
 
 
 def find(folder: Path, which: Literal["final", "best"]) -> Path:

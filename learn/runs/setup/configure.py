@@ -38,11 +38,7 @@ def configure(
 ) -> OfflineRun | OnlineRun:
     """Make the configuration of a run; an online run adds models that the store lacks.
 
-    Args:
-        request: The requested run.
-        snapshot: The store.
-        device: Device on which added models run.
-        dry_run: Whether to refuse instead of adding models.
+    Added models run on `device`. A dry run refuses instead of adding them.
 
     Raises:
         UsageError: If options contradict each other or are out of range.

@@ -49,19 +49,10 @@ def make_offline(
 ) -> OfflineRun:
     """Configure a run that learns from stored segments.
 
-    Args:
-        snapshot: The store.
-        game: ALE game id.
-        models: Aliases or keys of the fused models; if empty, all that have encoded the game.
-        context: Alias or key of the model that gives the context, or `mean`.
-        seed: Seed of the initialization and minibatches.
-        hyperparameters: Hyperparameters; their type selects the algorithm.
-        protocol: Name of the data's protocol, if the store has several.
-        network: Fusion, frames in a state, and heads.
-        init: Checkpoint of a run to start from.
-        evaluation: Settings of the periodic evaluation games.
-        match: Number of parameters to match with the network's width; 0 to keep the width.
-        decode: Names of the models whose code the network decodes.
+    Models and context are aliases or keys; no models are all that have encoded the game, and the
+    context may be `mean`. `protocol` is needed if the store has data of several. `init` is the
+    checkpoint of a run to start from, `match` the number of parameters to match with the width (0
+    keeps it), and `decode` names models whose code the network decodes.
 
     Raises:
         MissingError: If there are no frames, or a model has not encoded them.
@@ -135,21 +126,10 @@ def make_online(
     match: int = 0,
     decode: Sequence[str] = (),
 ) -> OnlineRun:
-    """Configure a run that learns from the games it plays.
+    """Configure a run that learns from the games it plays; see `make_offline`.
 
-    Args:
-        snapshot: A snapshot that has the models.
-        game: ALE game id.
-        models: Keys of the fused models.
-        context: Key of the model that gives the context, or `mean`.
-        network: Fusion, frames in a state, and heads.
-        protocol: Protocol to play under.
-        seed: Seed of the initialization, environments, and minibatches.
-        hyperparameters: Hyperparameters; their type selects the algorithm.
-        parameters: Approximate number of parameters of the end-to-end network.
-        init: Checkpoint of a run to start from.
-        evaluation: Settings of the periodic evaluation games.
-        match, decode: See `make_offline`.
+    The snapshot has the models; they and the context are keys. `parameters` is the approximate
+    number of parameters of the end-to-end network.
 
     Raises:
         UsageError: If options exclude each other, the fusion cannot take the models, or a model of
@@ -253,11 +233,7 @@ def fit_network(
 ) -> Run:
     """Choose the network's width, and check the fusion and the checkpoint against the models.
 
-    Args:
-        config: The run.
-        windows: Number of frames that each of its models sees.
-        shapes: Shape of an embedding of each of its models.
-        match: Number of parameters to match with the network's width; 0 to keep the width.
+    `match` is the number of parameters to match with the network's width; 0 keeps the width.
 
     Returns:
         The run with the width whose number of parameters is closest to `match`.

@@ -162,11 +162,6 @@ def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str
 def decoders_of(snapshot: Snapshot, models: Sequence[str], decode: Sequence[str]) -> dict[str, str]:
     """Digest of the weights of each model whose code the network decodes, by key.
 
-    Args:
-        snapshot: The store.
-        models: Keys of the run's models.
-        decode: Names of those to decode.
-
     Raises:
         UsageError: If one is not among them, has no decoder, or stores something other than a code.
         ConflictError: If wsa has no decoder of its weights.

@@ -42,13 +42,10 @@ NO_ADVANTAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class VariantResult:
-    """A run, and its games in variants.
+    """A run, and its games without a change and by suite and variant, beside those of a random
+    policy.
 
-    Attributes:
-        run: The run.
-        plain: Games without a change, of the run and of a random policy.
-        suites: The same by suite and variant.
-        shifts: By variant, its effect on embeddings and weights.
+    `shifts` has the effect of each variant on embeddings and weights.
     """
 
     run: TrainedRun

@@ -43,22 +43,10 @@ class SetResult:
 
 @dataclasses.dataclass(frozen=True)
 class CachedResult:
-    """A run, with every set of its models.
+    """A run, with every set of its models, the empty one first.
 
-    Attributes:
-        run: The run's folder.
-        game: ALE game id.
-        fusion: Name of the fusion.
-        seed: Seed of the run.
-        parameters: Number of trainable parameters, including those of absent models.
-        models: Displayed names of its models.
-        checkpoint: First 12 hex digits of the network's hash.
-        states: Number of states.
-        held_out: Whether the run was not trained on these states.
-        loss: Kind of `SetResult.loss`: `regret` or `KL`.
-        sets: Results of all sets of models, the empty one first.
-        shapley: Each model's exact Shapley value of the agreement.
-        passes: Number of frames that went through a model: 0.
+    `loss` is the kind of `SetResult.loss`: `regret` or `KL`. `shapley` has the exact Shapley value
+    of the agreement for each model.
     """
 
     run: str
@@ -103,13 +91,9 @@ def measure(
     device: str = "cpu",
     on_set: Callable[[int, int], None] = lambda done, total: None,
 ) -> CachedResult:
-    """Evaluate a run's network with every set of its models.
+    """Evaluate the network of a run that passes `check` with every set of its models.
 
-    Args:
-        run: A run that passes `check`.
-        most: Maximum number of states.
-        device: Device for the network.
-        on_set: Called with (sets done, sets in total).
+    `on_set` is called with (sets done, sets in total).
 
     Raises:
         MissingError: If there is no checkpoint, or no state.

@@ -19,7 +19,7 @@ from wsa.learn.bench import grid, runner
 from wsa.learn.bench.run_cell import Failure, expected, say_failed
 from wsa.learn.configs.study import DuringOptions
 from wsa.learn.data.transitions import moments
-from wsa.learn.runs.config import OfflineRun
+from wsa.learn.runs.config import OfflineRun, read_config
 from wsa.learn.runs.data import open_data
 from wsa.learn.runs.network import make_network
 from wsa.learn.runs.player import open_player
@@ -28,7 +28,7 @@ from wsa.learn.study.combine_plan import bench_options
 from wsa.learn.study.games import Condition, Games, PlayedGames
 from wsa.learn.study.scaling import during_report
 from wsa.learn.study.scaling.during_plan import Stage, stages
-from wsa.learn.study.trained_runs import read_run
+from wsa.learn.study.trained_runs import TrainedRun
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError, WsaError
 from wsa.store.objects.root import open_snapshot
@@ -105,7 +105,7 @@ def _changes(
 
 
 def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> PlayedGames:
-    run = read_run(stage.cell.folder)
+    run = TrainedRun(stage.cell.folder, read_config(stage.cell.folder))
     if (saved := games.find(run, START)) is not None:
         return saved
     terminal.say(f"right after the change: {stage.cell}")

@@ -26,15 +26,9 @@ MOST_ALL_ORDERS = 3  # Number of models; with more, there are as many orders as 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One run of the study.
+    """One run of the study, with the models that were added or dropped so far, in order.
 
-    Attributes:
-        way: Whether models are added, dropped, or (for a control) neither.
-        changed: Models added or dropped so far, in order.
-        present: Models that the network has.
-        number: Number of the stage, from 1.
-        cell: The run.
-        before: The stage that it continues from, if any.
+    It continues from the stage before, if any; a control never changes. Numbers start from 1.
     """
 
     way: Way
