@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.api.libraries import require
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.envs import atari
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy
 from wsa.learn.runs.config import OfflineRun, OnlineRun
@@ -61,13 +62,9 @@ def load_run(
     if not 0 <= epsilon <= 1:
         raise UsageError("bad-option", f"epsilon must be from 0 to 1, not {epsilon}.")
     user_code.type_in(trust)
+    request = EvaluationRequest(which=checkpoint, device=choose_device(device), engine=engine)
     player = open_player(
-        Path(path),
-        which=checkpoint,
-        weights=dict(weights or {}),
-        device=choose_device(device),
-        engine=engine,
-        threads=threads_for(threads),
+        Path(path), request, weights=dict(weights or {}), threads=threads_for(threads)
     )
     return Run(Path(path), player, epsilon, seed)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from wsa.encode.configs import weights_files
 from wsa.learn.configs.data import CollectOptions
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.envs import atari
 from wsa.learn.envs.policies import Policy, load_policy
 from wsa.store.common import terminal, user_code
@@ -86,12 +87,9 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
     from wsa.encode.inference.encoder import choose_device
     from wsa.learn.runs.player import open_player
 
-    player = open_player(
-        Path(o.policy),
-        otherwise=o.store,
-        weights=weights_files(o.run_policy.weights),
-        device=choose_device(o.run_policy.device),
-    )
+    request = EvaluationRequest(device=choose_device(o.run_policy.device))
+    weights = weights_files(o.run_policy.weights)
+    player = open_player(Path(o.policy), request, otherwise=o.store, weights=weights)
     if (player.config.game, player.config.protocol.actions) != (o.game, protocol.actions):
         raise UsageError(
             "bad-option",

@@ -16,14 +16,15 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn.configs.evaluation import NUM_ENVS
+from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.envs import atari as games
 from wsa.learn.envs.policies import Policy
+from wsa.learn.envs.variants import Variant
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import UsageError
 from wsa.store.format import records
@@ -88,11 +89,9 @@ def play(
     game: str,
     protocol: records.Protocol,
     policy: Policy,
-    episodes: int,
-    seed: int,
+    settings: EvaluationSettings,
     *,
-    num_envs: int = NUM_ENVS,
-    make_env: Callable[[str, records.Protocol, int], Any] | None = None,
+    variant: Variant | None = None,
     watchers: Sequence[Watcher] = (),
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> list[Episode]:
@@ -102,10 +101,8 @@ def play(
         game: ALE game id.
         protocol: Protocol by which to play.
         policy: Policy to play.
-        episodes: Number of games to finish.
-        seed: Environment i is seeded with seed + i.
-        num_envs: Number of parallel environments; at most one per episode is used.
-        make_env: Makes the environments; None for `atari.make_env`.
+        settings: Number of games, and their environments, of which at most one per game is used.
+        variant: Variant of the game; None for the unchanged game.
         watchers: Observers of every step.
         on_step: Called with (steps played, episodes finished).
 
@@ -113,18 +110,19 @@ def play(
         The episodes, sorted by environment, each environment's in the order played.
 
     Raises:
-        UsageError: If `episodes` or `num_envs` is below 1.
+        UsageError: If there are no games, or no environments.
     """
-    if episodes < 1 or num_envs < 1:
+    if settings.episodes < 1 or settings.num_envs < 1:
         raise UsageError("bad-option", "--episodes and --num-envs must be at least 1.")
-    count = min(num_envs, episodes)
-    shares = np.array(games.group_sizes(episodes, count))
+    count = min(settings.num_envs, settings.episodes)
+    shares = np.array(games.group_sizes(settings.episodes, count))
+    make_env = variant.make_env if variant else games.make_env
     games_done, lengths = np.zeros((2, count), np.int64)
     returns, first = np.zeros(count), np.ones(count, np.bool_)
     finished: list[Episode] = []
     steps = 0
-    with contextlib.closing((make_env or games.make_env)(game, protocol, count)) as env:
-        observations, _ = env.reset(seed=seed)
+    with contextlib.closing(make_env(game, protocol, count)) as env:
+        observations, _ = env.reset(seed=settings.seed)
         while (playing := np.flatnonzero(games_done < shares)).size:
             frames = games.rgb_frames(observations)[playing]
             actions = np.zeros(count, np.int64)
@@ -147,7 +145,7 @@ def play(
                 finished.append(
                     Episode(
                         env=int(i),
-                        seed=seed + int(i),
+                        seed=settings.seed + int(i),
                         returned=float(returns[i]),
                         steps=int(lengths[i]),
                         truncated=bool(truncated[i]),

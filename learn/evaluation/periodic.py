@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsa.learn.configs.evaluation import EPSILON, EVAL_SEED, NUM_ENVS
+from wsa.learn.configs.evaluation import EPSILON, EVAL_SEED, NUM_ENVS, EvaluationSettings
 from wsa.learn.evaluation.episodes import play
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.training import metrics as training_metrics
@@ -109,10 +109,8 @@ class PeriodicEvaluation:
                 raise _Stopped
 
         try:
-            played = play(
-                config.game, config.protocol, policy, config.evaluation.eval_episodes,
-                EVAL_SEED, on_step=on_step,
-            )  # fmt: skip
+            games = EvaluationSettings(config.evaluation.eval_episodes)
+            played = play(config.game, config.protocol, policy, games, on_step=on_step)
         except _Stopped:
             return
         except WsaError as error:

@@ -66,10 +66,8 @@ class RandomGames(msgspec.Struct, frozen=True):
             self.game,
             self.protocol,
             RandomPolicy(len(self.protocol.actions), self.settings.seed),
-            self.settings.episodes,
-            self.settings.seed,
-            num_envs=self.settings.num_envs,
-            make_env=self.variant.make_env if self.variant else None,
+            self.settings,
+            variant=self.variant,
             on_step=on_step,
         )
         try:

@@ -127,17 +127,7 @@ def evaluate_run(
     results = out or folder
     atomic_files.require_writable(results)
     variant = parse_variant(request.variant, read_config(folder).game) if request.variant else None
-    player = open_player(
-        folder,
-        which=request.which,
-        store=store,
-        without=request.without,
-        only=request.only,
-        weights=weights,
-        device=request.device,
-        engine=request.engine,
-        threads=threads,
-    )
+    player = open_player(folder, request, store=store, weights=weights, threads=threads)
     config = player.config
     greedy = player.policy(request.num_envs, request.epsilon, request.seed)
     started = time.perf_counter()
@@ -146,10 +136,8 @@ def evaluate_run(
             config.game,
             config.protocol,
             greedy,
-            request.episodes,
-            request.seed,
-            num_envs=request.num_envs,
-            make_env=variant.make_env if variant else None,
+            request,
+            variant=variant,
             watchers=watchers,
             on_step=functools.partial(on_step, "run"),
         )

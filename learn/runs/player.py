@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from wsa.encode.registration.register import open_models
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.fusion.build import fusion_class
@@ -73,28 +74,20 @@ class Player:
 
 def open_player(
     folder: Path,
+    request: EvaluationRequest,
     *,
-    which: Literal["final", "best"] = "final",
     store: str = "",
     otherwise: str = "",
-    without: Sequence[str] = (),
-    only: Sequence[str] = (),
     weights: dict[str, str] | None = None,
-    device: str = "cpu",
-    engine: str = "auto",
     threads: int | None = None,
 ) -> Player:
     """Load a run's network and open its models.
 
     Args:
         folder: The run's folder.
-        which: The newest checkpoint, or the best on held-out episodes.
+        request: The checkpoint to load, the models to open, and where they run.
         store, otherwise: Where the run's store is now; see `find_store`.
-        without: Models to leave out; they are neither opened nor run.
-        only: Models to keep; excludes `without`.
         weights: Paths of weights files by alias, if this machine keeps them elsewhere.
-        device: Device for the network and the models.
-        engine: Inference engine of the models; `auto` uses the one that filled the store.
         threads: Number of threads that embed in parallel. By default, as many as torch uses.
 
     Raises:
@@ -104,16 +97,23 @@ def open_player(
         DamagedError: If the checkpoint or the data is damaged.
     """
     config = read_config(folder)
-    checkpoint.find(folder / "checkpoints", which)  # Check before opening models, which is slow.
+    checkpoint.find(
+        folder / "checkpoints", request.which
+    )  # Check before opening models, which is slow.
     config = find_store(config, store, otherwise)
     mask = None
-    if without or only:
+    if request.without or request.only:
         whole = take_snapshot(open_store(config.store))
-        mask = mask_of(config, whole, without=without, only=only)
+        mask = mask_of(config, whole, without=request.without, only=request.only)
     snapshot, flat = open_data(config)
     present = [key for key in config.inputs if key not in _left_out(config, mask)]
     opened = open_models(
-        snapshot, present, weights=weights, device=device, engine=engine, threads=threads
+        snapshot,
+        present,
+        weights=weights,
+        device=request.device,
+        engine=request.engine,
+        threads=threads,
     )
     encoders = dict(zip(present, opened, strict=True))
 
@@ -124,11 +124,11 @@ def open_player(
 
     embedder = embedder_for(mask)
     # A run in training may have newer checkpoints by now.
-    path = checkpoint.find(folder / "checkpoints", which)
+    path = checkpoint.find(folder / "checkpoints", request.which)
     network, trained = load_network(config, flat, path)
     return Player(
         config,
-        network.to(torch.device(device)),
+        network.to(torch.device(request.device)),
         embedder,
         windows_and_shapes(config, flat)[1],
         trained,

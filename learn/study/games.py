@@ -148,13 +148,12 @@ class Games:
             player: The run's network.
             on_step: Called with (steps played, games finished).
         """
-        e, variant = self._evaluation, condition.variant
+        e, config = self._evaluation, run.config
         policy = player.policy(e.num_envs, e.epsilon, e.seed)
         before = player.embedder.passes
         episodes = play(
-            run.config.game, run.config.protocol, policy, e.episodes, e.seed, num_envs=e.num_envs,
-            make_env=variant.make_env if variant else None, on_step=on_step,
-        )  # fmt: skip
+            config.game, config.protocol, policy, e, variant=condition.variant, on_step=on_step
+        )
         path = self._path(run, run.network, condition.name)
         return _save(path, episodes, player.embedder.passes - before)
 

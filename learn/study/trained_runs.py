@@ -10,6 +10,7 @@ from typing import Any
 from wsa.encode.configs import weights_files
 from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.study import RunsOptions
 from wsa.learn.evaluation.video import labels
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
@@ -95,13 +96,9 @@ def runs_of(o: RunsOptions) -> list[TrainedRun]:
 
 def open_run(o: RunsOptions, run: TrainedRun) -> Player:
     """Open a run's network and models, as the options say."""
-    return open_player(
-        run.folder,
-        weights=weights_files(o.live.weights),
-        device=choose_device(o.live.device),
-        engine=o.live.engine,
-        threads=threads_for(o.live.threads),
-    )
+    request = EvaluationRequest(device=choose_device(o.live.device), engine=o.live.engine)
+    weights, threads = weights_files(o.live.weights), threads_for(o.live.threads)
+    return open_player(run.folder, request, weights=weights, threads=threads)
 
 
 def print_results(o: RunsOptions, text: str, values: dict[str, Any]) -> int:

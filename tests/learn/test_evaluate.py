@@ -65,12 +65,16 @@ class Spy:
         return list(frames), [bool(f) for f in first], [int(a) for a in actions]
 
 
+def games_of(episodes: int, seed: int, num_envs: int = 4) -> EvaluationSettings:
+    return EvaluationSettings(episodes, seed=seed, num_envs=num_envs)
+
+
 @pytest.mark.parametrize("episodes, num_envs", [(1, 4), (5, 3), (6, 3), (4, 1)])
 def test_each_environment_plays_its_share(episodes: int, num_envs: int) -> None:
     progress = []
     protocol = stated("Pong", 9)
     played = play(
-        "Pong", protocol, RandomPolicy(6, 0), episodes, 3, num_envs=num_envs,
+        "Pong", protocol, RandomPolicy(6, 0), games_of(episodes, 3, num_envs),
         on_step=lambda steps, done: progress.append((steps, done)),
     )  # fmt: skip
     count = min(episodes, num_envs)
@@ -96,7 +100,7 @@ class Recorder:
 def test_whole_games_have_the_emulators_returns_and_watchers_see_each_step() -> None:
     protocol = stated("Breakout", 27_000)
     spy, recorder = Spy(RandomPolicy(4, 2)), Recorder()
-    played = play("Breakout", protocol, spy, 3, 11, num_envs=2, watchers=[recorder])
+    played = play("Breakout", protocol, spy, games_of(3, 11, 2), watchers=[recorder])
     # Each environment plays its share, so that short games are not counted more often.
     assert [e.env for e in played] == [0, 0, 1]
     assert len({e.steps for e in played}) == 3 and not any(e.truncated for e in played)
@@ -134,14 +138,14 @@ def test_whole_games_have_the_emulators_returns_and_watchers_see_each_step() -> 
 def test_rewards_are_raw() -> None:
     # Space Invaders gives 5 points or more at a time.
     game = "SpaceInvaders"
-    played = play(game, stated(game, 200), RandomPolicy(6, 0), 2, 1, num_envs=2)
+    played = play(game, stated(game, 200), RandomPolicy(6, 0), games_of(2, 1, 2))
     assert max(e.returned for e in played) >= 5
     assert all(e.returned % 5 == 0 for e in played)
 
 
 def test_the_same_seed_plays_the_same_games() -> None:
     def run(seed: int) -> list[Episode]:
-        return play("Breakout", stated("Breakout", 15), RandomPolicy(4, seed), 2, seed)
+        return play("Breakout", stated("Breakout", 15), RandomPolicy(4, seed), games_of(2, seed))
 
     assert run(1) == run(1) != run(2)
 
@@ -153,15 +157,15 @@ def test_games_of_a_seed_do_not_depend_on_other_environments() -> None:
             return np.full(len(envs), 2)
 
     protocol = stated("Breakout", 40)
-    alone = play("Breakout", protocol, Right(), 1, 21)
-    beside = play("Breakout", protocol, Right(), 3, 21, num_envs=3)
+    alone = play("Breakout", protocol, Right(), games_of(1, 21))
+    beside = play("Breakout", protocol, Right(), games_of(3, 21, 3))
     assert alone[0] == beside[0]
 
 
 def test_a_video_shows_the_frames_of_an_episode(tmp_path: Path) -> None:
     spy = Spy(RandomPolicy(6, 0))
     with Films(tmp_path / "videos") as films:
-        play("Pong", stated("Pong", 12), spy, 3, 1, num_envs=2, watchers=[films])
+        play("Pong", stated("Pong", 12), spy, games_of(3, 1, 2), watchers=[films])
     videos = sorted((tmp_path / "videos").iterdir())
     assert [path.name for path in videos] == ["episode_0.mp4", "episode_1.mp4"]
     shown = np.array(spy.of(0)[0]).astype(int)
@@ -175,7 +179,7 @@ def test_a_video_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "films"
     (folder / "episode_0.mp4").mkdir(parents=True)
     with pytest.raises(StorageError, match="--video"), Films(folder) as films:
-        play("Pong", stated("Pong", 9), RandomPolicy(6, 0), 1, 1, watchers=[films])
+        play("Pong", stated("Pong", 9), RandomPolicy(6, 0), games_of(1, 1), watchers=[films])
 
 
 def test_the_video_of_an_interrupted_game_is_not_kept(tmp_path: Path) -> None:
@@ -186,14 +190,16 @@ def test_the_video_of_an_interrupted_game_is_not_kept(tmp_path: Path) -> None:
 
     folder = tmp_path / "films"
     with pytest.raises(KeyboardInterrupt), Films(folder) as films:
-        play("Pong", stated("Pong", 9), RandomPolicy(6, 0), 1, 1, watchers=[films, Stop()])
+        play(
+            "Pong", stated("Pong", 9), RandomPolicy(6, 0), games_of(1, 1), watchers=[films, Stop()]
+        )
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("episodes, num_envs", [(0, 1), (1, 0)])
 def test_zero_episodes_or_environments_are_refused(episodes: int, num_envs: int) -> None:
     with pytest.raises(UsageError, match="at least 1"):
-        play("Pong", stated("Pong", 9), RandomPolicy(6, 0), episodes, 0, num_envs=num_envs)
+        play("Pong", stated("Pong", 9), RandomPolicy(6, 0), games_of(episodes, 0, num_envs))
 
 
 class FakeStacks:
@@ -307,7 +313,7 @@ def watch(folder: Path, kind: Any, models: tuple[str, ...] = MODELS) -> Any:
     recorder = Recorder()
     with kind(folder, models, lambda: shown[-1]) as watcher:
         play(
-            "Pong", stated("Pong", 8), Weighing(6, 0), 3, 1, num_envs=2,
+            "Pong", stated("Pong", 8), Weighing(6, 0), games_of(3, 1, 2),
             watchers=[watcher, recorder],
         )  # fmt: skip
     return recorder.moments, shown
@@ -376,9 +382,7 @@ def test_a_machine_plays_the_games_of_the_random_policy_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WSA_CACHE", str(tmp_path))
-    games = RandomGames(
-        "Breakout", stated("Breakout", 30), EvaluationSettings(3, seed=5, num_envs=2)
-    )
+    games = RandomGames("Breakout", stated("Breakout", 30), games_of(3, 5, 2))
     assert games.find() is None
     steps: list[int] = []
     episodes = games.play(lambda played, _: steps.append(played))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.inference import encoder as inference
 from wsa.encode.live.live_encoder import LiveEncoder
-from wsa.learn.configs.evaluation import EvaluationRequest
+from wsa.learn.configs.evaluation import EvaluationRequest, EvaluationSettings
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs.policies import RandomPolicy
@@ -118,11 +118,12 @@ def test_an_evaluation_counts_every_frame_and_a_variant_that_changes_nothing_is_
 
 @pytest.mark.slow
 def test_games_side_by_side_are_played_as_each_by_itself(trained: Path) -> None:
-    opened = player.open_player(trained, threads=2)
+    opened = player.open_player(trained, EvaluationRequest(), threads=2)
     config = opened.config
 
     def play_games(count: int, policy: Any, seed: int = 77) -> list[Episode]:
-        return play(config.game, config.protocol, policy, count, seed, num_envs=count)
+        settings = EvaluationSettings(count, seed=seed, num_envs=count)
+        return play(config.game, config.protocol, policy, settings)
 
     together = play_games(4, opened.policy(4, 0.2, 77))
     policy = opened.policy(4, 0.2, 77)

@@ -17,6 +17,7 @@ from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.bench import grid, runner
 from wsa.learn.bench.run_cell import Failure, expected, say_failed
+from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.study import DuringOptions
 from wsa.learn.data.transitions import moments
 from wsa.learn.runs.config import OfflineRun, read_config
@@ -112,9 +113,8 @@ def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> PlayedGames:
     device = choose_device(o.compute.device)
     player = open_player(
         run.folder,
+        EvaluationRequest(device=device, engine=o.live.engine),
         weights=weights_files(o.live.weights),
-        device=device,
-        engine=o.live.engine,
         threads=threads_for(o.live.threads or 1),
     )
     assert isinstance(run.config, OfflineRun)

@@ -48,5 +48,5 @@ def test_a_random_policy_does_not_look(tmp_path: Path) -> None:
 def test_planned_seeds_are_the_played_ones() -> None:
     settings = EvaluationSettings(5, 0.5, 40, 2)
     protocol = msgspec.structs.replace(atari.protocol("Pong", "classic"), max_steps=2)
-    played = play("Pong", protocol, RandomPolicy(6, 0), 5, 40, num_envs=2)
+    played = play("Pong", protocol, RandomPolicy(6, 0), settings)
     assert [e.seed for e in played] == env_seeds(settings) == [40, 40, 40, 41, 41]
