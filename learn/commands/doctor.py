@@ -86,7 +86,6 @@ def _engines() -> Iterator[Finding]:
 
 
 def _games() -> Finding:
-
     return Finding("games", True, f"{len(atari.games())} ALE games with their ROMs")
 
 
@@ -138,7 +137,6 @@ def _disk(what: str, path: Path) -> Finding:
 
 def doctor(o: DoctorOptions) -> int:
     """`wsa doctor`."""
-
     findings = list(examine(o.store))
     if o.json:
         terminal.result(True, {f.what: {"ok": f.ok, "found": f.found} for f in findings})

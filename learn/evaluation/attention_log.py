@@ -70,10 +70,8 @@ class WeightLog:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._write()
-
-    def _write(self) -> None:
+        if kind is not None:
+            return
         rows = np.frombuffer(self._rows, self._row)
         columns: dict[str, Any] = {name: rows[name] for name in self._row.names or ()}
         file = io.BytesIO()

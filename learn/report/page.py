@@ -79,7 +79,7 @@ def _section(section: Section) -> str:
             case Gallery():
                 lines.append(_gallery(part))
             case Text():
-                lines.append(_text(part))
+                lines.append(f"<p>{escape(part.text)}</p>")
     lines += _row(drawn)
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in section.facts.items())
     if facts:
@@ -116,10 +116,6 @@ def _gallery(part: Gallery) -> str:
         for picture in part.pictures
     )
     return f'<h3>{escape(part.title)}</h3>{note}<div class="gallery">{pictures}</div>'
-
-
-def _text(part: Text) -> str:
-    return f"<p>{escape(part.text)}</p>"
 
 
 def _table(part: Table) -> str:
