@@ -9,6 +9,7 @@ takes; a bench makes one for each of its runs.
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -393,6 +394,12 @@ def training_defaults(
     for field in () if helping else _fields(arguments):
         for why in _idle(field, config, algo, online, flag if pixels else ""):
             raise UsageError("bad-option", f"--{field.replace('_', '-')} {why}")
+        if not pixels and not _fusion_reads(field, fusions):
+            raise UsageError(
+                "bad-option",
+                f"--{field.replace('_', '-')} has no effect with {flag} {','.join(fusions)}. Leave "
+                "it out.",
+            )
     return defaults
 
 
@@ -529,6 +536,15 @@ def _idle(
         yield "is an option of --online. Leave it out, or add --online."
     if pixels and field in _SWITCHES:
         yield f"is an option of fusions; {pixels} {PIXELS} has no models. Leave it out."
+
+
+def _fusion_reads(option: str, fusions: Sequence[str]) -> bool:
+    """Return whether an option of the fusion changes one of these; an own one may read any."""
+    fields = {_FLAGS.get(f, f): f for f in FusionConfig.__struct_fields__ if f != "name"}
+    if option not in fields or not set(fusions) <= {*FUSIONS, PIXELS}:
+        return True
+    built_in = [pkgutil.resolve_name(FUSIONS[name]) for name in fusions if name in FUSIONS]
+    return any(fields[option] in fusion.options for fusion in built_in)
 
 
 def _names(*kinds: type) -> set[str]:

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.learn.configs.bench import CellOptions, FinalGames
-from wsa.learn.configs.fusions import check_choice
+from wsa.learn.configs.fusions import FUSIONS, check_choice
 from wsa.learn.configs.learn import ComputeOptions, RunModelsOptions, Training, training_defaults
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT
 from wsa.store.configs import Switch, Text, Words
@@ -137,5 +137,5 @@ def study_options(arguments: Sequence[str]) -> StudyOptions:
     check_choice("KIND", kind, list(KINDS))
     study = DuringOptions if kind == "scale" and "--during" in arguments else KINDS[kind]
     if issubclass(study, CombineOptions):
-        return study(**training_defaults(arguments, "--fusions", ["wsa"]))
+        return study(**training_defaults(arguments, "--fusions", list(FUSIONS)))
     return study()

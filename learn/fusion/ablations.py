@@ -71,6 +71,7 @@ class Unshared(Attention):
     """WSA with one scorer per model, as in the authors' first version: s_i = f_i([c ; E_i])."""
 
     per_model = ("spatial", "adapters", "scorers")
+    options: tuple[str, ...] = (*Attention.options, "scorer_hidden")
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__(inputs, config)

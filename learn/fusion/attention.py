@@ -47,6 +47,7 @@ class Attention(Adapted):
     """A weighted sum of the E_i. Subclasses define `scores`, from which the weights follow."""
 
     weighs = True
+    options: tuple[str, ...] = (*Adapted.options, "score_activation", "normaliser", "temperature")
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__(inputs, config)
@@ -107,6 +108,8 @@ class Attention(Adapted):
 class WSA(Attention):
     """Weight Sharing Attention: the equations at the top of this file."""
 
+    options: tuple[str, ...] = (*Attention.options, "scorer_hidden")
+
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__(inputs, config)
         self.scorer = scorer(config)
@@ -125,6 +128,9 @@ class DPA(Attention):
     w = softmax(c . E_i / sqrt(d)), R = sum_i w_i E_i. There is one head and no projection: the
     context is the query, and the E_i are both keys and values.
     """
+
+    # Adapted embeddings are not negative, nor are their products, so a ReLU changes nothing.
+    options: tuple[str, ...] = (*Adapted.options, "normaliser", "temperature")
 
     def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return s_i = c . E_i / sqrt(d) of each present model."""

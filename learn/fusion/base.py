@@ -73,6 +73,10 @@ class Inputs:
         return tuple(prod(shape[1:]) for shape in self.shapes)
 
 
+OF_ADAPTERS = ("size", "layer_norm", "dropout")
+"""Fields of `FusionConfig` that `linear_adapter` reads."""
+
+
 class Fusion(nn.Module):
     """Base class: combine several embeddings into one state vector.
 
@@ -84,12 +88,14 @@ class Fusion(nn.Module):
             with any number of models. Without such a list, models cannot be added or removed.
         scaled_by: What sets the width, for `--match-parameters`: a field of `FusionConfig`;
             `hidden` (the head's layers) if the models fix the state vector's length; "" if nothing.
+        options: Fields of `FusionConfig` that change the fusion.
     """
 
     weighs = False
     conditioned = False
     per_model: tuple[str, ...] = ()
     scaled_by = ""
+    options: tuple[str, ...] = FusionConfig.__struct_fields__
     out_features: int
 
     def forward(self, embeddings: Embeddings, mask: Mask = None) -> tuple[State, Weights | None]:
@@ -225,6 +231,7 @@ class Adapted(Fusion):
     conditioned = True
     per_model: tuple[str, ...] = ("spatial", "adapters")
     scaled_by = "size"
+    options: tuple[str, ...] = ("init", *OF_ADAPTERS)
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.fusion.base import (
+    OF_ADAPTERS,
     Embeddings,
     Fusion,
     Inputs,
@@ -36,6 +37,7 @@ class Joined(Fusion):
     """Base class of fusions that concatenate the spatially adapted embeddings."""
 
     scaled_by = "hidden"
+    options: tuple[str, ...] = ("init",)
 
     def __init__(self, inputs: Inputs, side: int | None = None) -> None:
         super().__init__()
@@ -73,6 +75,7 @@ class FIX(Joined):
     """
 
     scaled_by = "size"
+    options: tuple[str, ...] = ("init", *OF_ADAPTERS)
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__(inputs)
@@ -102,6 +105,7 @@ class CNN(Joined):
     """
 
     scaled_by = "channels"
+    options: tuple[str, ...] = ("init", "layers", "channels")
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         side = common_side(inputs.models, "cnn")
@@ -143,6 +147,7 @@ class MIX(Joined):
     """
 
     scaled_by = "channels"
+    options: tuple[str, ...] = ("init", "channels")
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         side = common_side(inputs.models, "mix")
@@ -177,6 +182,8 @@ class RES(Joined):
     matrices are buffers, so checkpoints have them. As in the authors' code, the spatial adapters
     stay random: only the head is trained.
     """
+
+    options: tuple[str, ...] = ("init", "size")
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__(inputs)

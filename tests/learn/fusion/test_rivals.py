@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wsa.learn.configs.fusions import FUSIONS, make_fusion_config
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.base import Inputs, SpatialAdapter, side_of
-from wsa.learn.fusion.build import make_fusion
+from wsa.learn.fusion.build import fusion_class, make_fusion
 from wsa.learn.networks.heads import ActorCritic, QNetwork, Torso
 from wsa.learn.networks.parameters import count_parameters
 from wsa.learn.networks.recurrent import RecurrentActorCritic
@@ -137,6 +137,28 @@ def test_every_fusion_has_the_same_signature(name: str) -> None:
     torch.testing.assert_close(fusion(other, mask)[0], masked)  # Absent models have no influence.
     if weights is not None:
         torch.testing.assert_close(weights, torch.eye(3)[:1].expand(4, 3))
+
+
+OTHERS = {
+    "size": 12, "layers": 2, "channels": 5, "score_activation": "relu", "normaliser": "sigmoid",
+    "layer_norm": False, "temperature": 2.0, "scorer_hidden": False, "dropout": 0.5, "init": "small",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in FUSIONS if name != "single"])
+def test_the_options_of_a_fusion_are_those_that_change_it(name):
+    def output(**switches):
+        fusion, _ = make(name, **switches)
+        torch.manual_seed(1)  # Building draws numbers, and so does dropout.
+        return fusion([torch.randn(4, *shape) for shape in MIXED])[0]
+
+    others = [*OTHERS.items(), ("init", "orthogonal")]
+    changing = {field for field, value in others if not same(output(), output(**{field: value}))}
+    assert changing == set(fusion_class(name).options)
+
+
+def same(one, other):
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def test_lin_concatenates_the_embeddings() -> None:
