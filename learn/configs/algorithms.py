@@ -188,6 +188,10 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
         """Whether any batch of the run contains stored data."""
         return False
 
+    def first_update(self, settled: bool) -> int:
+        """Return the step of the first update; `settled` if the normalization is known before."""
+        return 0
+
     def settled(self) -> Self:
         """Return a copy with every default filled in, as `config.json` records it."""
         return self
@@ -226,13 +230,13 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     """Clip the value loss too."""
     vf_clip_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Clipping range of the value loss; 0 for that of the probability ratio."""
-    ent_coef: float = 0.01
+    ent_coef: Annotated[float, NOT_NEGATIVE] = 0.01
     """Coefficient of the entropy bonus."""
-    vf_coef: float = 0.5
+    vf_coef: Annotated[float, NOT_NEGATIVE] = 0.5
     """Coefficient of the value loss, which is half the squared error."""
     max_grad_norm: Annotated[float, POSITIVE] = 0.5
     """Maximum norm of the gradients."""
-    target_kl: float = 0.0
+    target_kl: Annotated[float, NOT_NEGATIVE] = 0.0
     """Stop the epochs of a rollout once the approximate KL divergence exceeds this; 0 for never."""
     recurrent: bool = False
     """Use a recurrent policy: an LSTM as wide as the fused state vector."""
@@ -258,6 +262,11 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
                 f"--total-timesteps {self.total_timesteps} is less than one rollout, --num-envs x "
                 f"--num-steps = {self.rollout_size}.",
             )
+        if self.vf_clip_coef and not self.clip_vloss:
+            raise UsageError(
+                "bad-option",
+                "--vf-clip-coef has no effect with --no-clip-vloss. Leave one of them out.",
+            )
 
     @property
     def scheduled(self) -> bool:
@@ -268,6 +277,10 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     def last_step(self) -> int:
         """See `OnlineConfig`. An iteration is a rollout."""
         return self.total_timesteps // self.rollout_size * self.rollout_size
+
+    def first_update(self, settled: bool) -> int:
+        """See `OnlineConfig`. If the first rollout gives the normalization, the second trains."""
+        return self.rollout_size if settled else 2 * self.rollout_size
 
     @property
     def rollout_size(self) -> int:
@@ -332,6 +345,10 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
         """Whether any batch of the run contains stored data."""
         return self.offline_fraction > 0 or self.last_fraction > 0
 
+    def first_update(self, settled: bool) -> int:
+        """See `OnlineConfig`."""
+        return self.learning_starts
+
     @property
     def last_fraction(self) -> float:
         """Share of stored data in a batch at the end of the run."""
@@ -353,7 +370,8 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
         own = set(self.__struct_fields__) & set(DQNConfig.__struct_fields__)
         values: dict[str, Any] = {name: getattr(self, name) for name in own}
         frequency = max(1, self.target_network_frequency // self.train_frequency)
-        return DQNConfig(**values | {"target_network_frequency": frequency})
+        values["target_network_frequency"] = frequency
+        return DQNConfig(**values)
 
     def epsilon(self, step: int) -> float:
         """Return the probability of a random action after `step` steps."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode.live.live_encoder import LiveEncoder
+from wsa.store.common.errors import ConflictError
 
 
 class GreedyPolicy:
@@ -59,7 +60,11 @@ class GreedyPolicy:
     def __call__(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Choose actions, (n,)."""
+        """Choose actions, (n,).
+
+        Raises:
+            ConflictError: If the network's output is not finite.
+        """
         stacks = self._stacks.see(frames, first, envs)
         states = zip(stacks.to(self._network.device), first, envs, strict=True)
         outputs = [
@@ -95,6 +100,12 @@ class GreedyPolicy:
     def _choose(self, values: NDArray[np.float32], env: int) -> int:
         if env not in self._generators:
             self._generators[env] = np.random.default_rng([self._seed, 1, env])
+        if not np.isfinite(values).all():
+            raise ConflictError(
+                "not-finite",
+                "The network's outputs are not finite numbers: its training has diverged. Train "
+                "again with a lower --learning-rate, or clip gradients with --max-grad-norm.",
+            )
         generator = self._generators[env]
         explore, random = generator.random() < self._epsilon, generator.integers(self._actions)
         return int(random if explore else values.argmax())

@@ -213,6 +213,11 @@ def train_playing(
                 compiled=compiled,
             ),
         )
+        if (first := learner.first_update(session.settled)) > config.last_step:
+            _log.warning(
+                f"this run of {config.last_step:,} steps makes no update: the first would follow "
+                f"step {first:,}. Give more --total-timesteps, or see --learning-starts (dqn)."
+            )
         train = pkgutil.resolve_name(learner.LEARNER)
         played: Played = train(learner, session, network, folder, device, on_line)
         return played

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Any, Protocol, Self
 
 from wsa.learn.training.interrupt import StopRequest
 from wsa.learn.training.metrics import Metrics
+from wsa.store.common.errors import ConflictError
 
 _log = logging.getLogger(__name__)
 
@@ -145,8 +147,13 @@ class Loop:
         return times(frequency, self.step, self._stride) > 0 or self.last
 
     def write(self, line: dict[str, float]) -> None:
-        """Write a line of metrics for the current step."""
+        """Write a line of metrics for the current step.
+
+        Raises:
+            ConflictError: If a loss or a validation is not a finite number.
+        """
         self.metrics.write(self.step, line)
+        _check_finite(self.step, line)
         if not self._checked_fusion and DEAD_ROWS in line:
             self._checked_fusion = True
             _warn_if_dead(line[DEAD_ROWS])
@@ -165,6 +172,20 @@ class Loop:
             evaluation.play(self._network, self._start, self.metrics, self._stop)
             if self._stop.asked:
                 raise self._stop.asked
+
+
+def _check_finite(step: int, line: dict[str, float]) -> None:
+    """Stop a run that has diverged, before hours more are wasted."""
+    for name, value in line.items():
+        # Without any variance to explain, the explained variance is NaN.
+        known = name.startswith(("losses/", "validation/")) and name != "losses/explained_variance"
+        if known and not math.isfinite(value):
+            raise ConflictError(
+                "not-finite",
+                f"{name} is {value} at step {step:,}, so the training has diverged. Start another "
+                "run with a lower --learning-rate, or clip gradients with --max-grad-norm. This "
+                "run's newest checkpoint may have diverged too.",
+            )
 
 
 def _warn_if_dead(dead_rows: float) -> None:

@@ -14,7 +14,14 @@ import msgspec
 import pytest
 
 from wsa import cli
-from wsa.learn.configs.algorithms import OFFLINE, ONLINE, AnyOffline, AnyOnline
+from wsa.learn.configs.algorithms import (
+    OFFLINE,
+    ONLINE,
+    AnyOffline,
+    AnyOnline,
+    OnlineDQNConfig,
+    PPOConfig,
+)
 from wsa.learn.configs.fusions import FUSIONS, PIXELS
 from wsa.learn.configs.learn import Training
 from wsa.learn.fusion.base import Fusion
@@ -52,6 +59,43 @@ def test_options_of_another_algorithm_are_refused(name: str, online: bool) -> No
         for field in foreign:
             with pytest.raises(UsageError, match=f"--{field.replace('_', '-')} is an option of"):
                 command_kit.options("learn", algo=other, **switch, **{field: 1})
+
+
+@pytest.mark.parametrize(("name", "online"), ALGORITHMS)
+def test_numbers_are_finite(name, online):
+    for field in msgspec.structs.fields(config_of(name, online)):
+        if field.type in (float, float | None):
+            with pytest.raises(UsageError, match="nan"):
+                config_of(name, online)(**{field.name: float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("config", "settled", "first"),
+    [
+        (PPOConfig(num_envs=4, num_steps=64), False, 512),
+        (PPOConfig(num_envs=4, num_steps=64), True, 256),
+        (OnlineDQNConfig(learning_starts=500), True, 500),
+    ],
+)
+def test_the_first_update_follows_what_it_learns_from(config, settled, first):
+    assert config.first_update(settled) == first
+
+
+def test_options_that_no_fusion_reads_are_refused():
+    for fusion, option in (
+        ("lin", "temperature"),
+        ("wsa", "fusion_layers"),
+        ("dpa", "scorer_hidden"),
+    ):
+        flag = f"--{option.replace('_', '-')}"
+        with pytest.raises(UsageError, match=f"{flag} has no effect with --fusion {fusion}"):
+            command_kit.options("learn", fusion=fusion, **{option: 1})
+    assert (
+        command_kit.options("bench", fusions="lin,wsa", temperature=2.0).network.fusion.temperature
+        == 2
+    )
+    with pytest.raises(UsageError, match="has no effect with --fusions lin,mean"):
+        command_kit.options("bench", fusions="lin,mean", temperature=2.0)
 
 
 def test_tags_are_unique() -> None:

@@ -34,7 +34,7 @@ from wsa.learn.evaluation.video import (
     labels,
     panel,
 )
-from wsa.store.common.errors import StorageError, UsageError
+from wsa.store.common.errors import ConflictError, StorageError, UsageError
 from wsa.store.format.records import Protocol
 
 
@@ -243,6 +243,15 @@ def test_epsilon_is_the_share_of_random_actions() -> None:
     # An environment's actions do not depend on the number of others.
     np.testing.assert_array_equal(half[:7], act(make_policy(0.5), wanted[:7]))
     assert (act(make_policy(0.5, seed=4), wanted) != half).any()
+
+
+def test_a_network_that_has_diverged_does_not_play(monkeypatch):
+    policy = make_policy(0.0)
+    monkeypatch.setattr(
+        FakeNetwork, "forward", lambda self, stacks, mask: (stacks[:, 0] + torch.nan, None)
+    )
+    with pytest.raises(ConflictError, match="training has diverged"):
+        act(policy, np.zeros(1, np.uint8))
 
 
 def test_a_repeated_evaluation_is_in_the_table_once(tmp_path: Path) -> None:

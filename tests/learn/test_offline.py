@@ -30,11 +30,26 @@ from wsa.learn.fusion.build import fusion_class
 from wsa.learn.offline import dqn, trainer
 from wsa.learn.offline.trainer import Trained
 from wsa.learn.training import checkpoint, loop
-from wsa.store.common.errors import DamagedError, MissingError, UsageError
+from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.objects.flat_map import FlatMap
 from wsa.store.objects.model_spec import Output, Preprocessing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    saved: list[int] = []
+    with (
+        pytest.raises(
+            ConflictError, match="td_loss is nan at step 2, so the training has diverged"
+        ),
+        loop.Loop(tmp_path, 0, 3, save=saved.append, save_frequency=1) as steps,
+    ):
+        for step in steps:
+            steps.write({"losses/explained_variance": math.nan})
+            steps.write({"losses/td_loss": 1.0 if step == 1 else math.nan})
+    assert saved == [1]
+
 
 SMALL = CQLConfig(
     updates=60,
