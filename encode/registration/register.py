@@ -215,8 +215,9 @@ def open_model(
     candidates = Engines(module, spec.identity, spec.alias, device, threads=threads)
     candidates.set_basis(_stored_reduction(snapshot, key, spec.identity))
     if request.engine(engine) != engine:
+        if engine != "auto":
+            _log.info("%s: has no network, so --engine %s changes nothing", key, engine)
         engine = request.engine(engine)
-        _log.info("%s: has no network, so no engine is chosen", key)
     elif engine == "auto":
         engine = _main_engine(snapshot, key, device, precision)
         if engine:

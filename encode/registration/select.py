@@ -60,13 +60,20 @@ def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[s
             them; the message has the command to run.
         UsageError: If an alias fits several models.
     """
-    snapshot.segments_of(game)
+    segments = snapshot.segments_of(game)
     ready = snapshot.models_of(game)
     if not asked:
         if not ready:
+            partly = {key: len(snapshot.embeddings(game, key)) for key in snapshot.models}
+            counts = ", ".join(
+                f"{names.key_alias(key)} {count:,} of {len(segments):,} segments"
+                for key, count in partly.items()
+                if count
+            )
             raise MissingError(
                 "not-encoded",
-                f"No model has encoded {game} in {snapshot.backend.url}. Run: wsa encode --game {game}",
+                f"No model has encoded all of {game} in {snapshot.backend.url}"
+                f"{f' ({counts})' if counts else ''}. Run: wsa encode --game {game}",
             )
         return ready
     return list(dict.fromkeys(_choose(snapshot, game, ready, name) for name in asked))

@@ -15,7 +15,7 @@ from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.configs import default_store
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.flat_map import materialise
-from wsa.store.objects.model_spec import describe
+from wsa.store.objects.model_spec import describe, read_spec
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
@@ -122,11 +122,14 @@ class Store:
 
         return Embeddings(self.data(game, model))
 
-    def encoder(self, model: str, *, device: str = "auto", engine: str = "auto") -> Encoder:
+    def encoder(
+        self, model: str, *, game: str = "", device: str = "auto", engine: str = "auto"
+    ) -> Encoder:
         """Load a model of the store, to embed frames exactly as the stored ones were embedded.
 
         Args:
             model: The model's key, or an alias that only one model of the store has.
+            game: The ALE game, for `palette` and `objects`, which have a model for each.
             device: `auto`, `cpu`, or `cuda`.
             engine: The inference engine; `auto` uses the one that filled the store.
 
@@ -140,17 +143,21 @@ class Store:
         from wsa.encode.inference.encoder import choose_device
         from wsa.encode.registration.register import open_model
 
-        return open_model(
-            self.snapshot, self._key(model), device=choose_device(device), engine=engine
-        )
+        key = self._key(model, game)
+        return open_model(self.snapshot, key, device=choose_device(device), engine=engine)
 
-    def _key(self, model: str) -> str:
+    def _key(self, model: str, game: str = "") -> str:
         fitting = names.keys_named(self.models, model)
+        games = {key: read_spec(self.snapshot, key).game for key in fitting}
+        if game:
+            fitting = [key for key in fitting if games[key] in ("", game)]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
+            hint = ", or its game" if any(games.values()) and not game else ""
             raise UsageError(
-                "bad-option", f"{model} may be any of {', '.join(fitting)}; give the whole key."
+                "bad-option",
+                f"{model} may be any of {', '.join(fitting)}; give the whole key{hint}.",
             )
         raise MissingError(
             "not-encoded",

@@ -84,7 +84,7 @@ def test_learning_before_encoding_names_the_command_to_run(filled, wsa, tmp_path
         none = wsa("learn", "--game", "Breakout", "--store", "new")
     assert none.code == 3
     assert none.error == (
-        "wsa learn: No model has encoded Breakout in ./new. Run: wsa encode --game Breakout"
+        "wsa learn: No model has encoded all of Breakout in ./new. Run: wsa encode --game Breakout"
     )
     filled(*COLLECT[:3], "--steps", 216, *COLLECT[5:])
     with unchanged():

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -225,6 +226,18 @@ def test_the_encoder_of_a_store_gives_the_stored_embeddings(store):
     found = store.encoder(KEY, device="cpu")(store.frames(segment)[:3])
     stored = store.snapshot.read_embedding("Breakout", store.models[0], segment.segment)[:3]
     np.testing.assert_array_equal(found.astype(np.float16), stored)
+
+
+def test_an_encoder_of_one_game_is_found_by_its_game(store, monkeypatch):
+    keys = ["palette-000000000001", "palette-000000000002"]
+    games = dict(zip(keys, ("Pong", "Breakout"), strict=True))
+    monkeypatch.setattr(type(store), "models", keys)
+    monkeypatch.setattr(
+        "wsa.learn.api.store.read_spec", lambda _, key: SimpleNamespace(game=games[key])
+    )
+    assert store._key("palette", "Breakout") == keys[1]
+    with pytest.raises(wsa.UsageError, match="give the whole key, or its game"):
+        store._key("palette")
 
 
 def test_a_run_acts_alike_alone_and_beside_another(run, screens):
