@@ -22,7 +22,6 @@ from wsa.learn.bench.grid import Result, read_result
 from wsa.learn.bench.plot import Curve
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.configs.evaluation import EvaluationSettings
-from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.scores import (
     RANDOM_HUMAN,
     Interval,
@@ -43,12 +42,13 @@ from wsa.learn.report.document import (
 )
 from wsa.learn.report.page import page
 from wsa.learn.training import metrics
+from wsa.learn.training.metrics import EVALUATION_RETURN, TRAINING_RETURN
 from wsa.store.common import atomic_files
 from wsa.store.objects.writer import command_line
 
 # Returns for a game's curve: those of evaluations if there were any, else those of training.
-RETURNS = (periodic.RETURN, "charts/episodic_return")
-CURVES = ("eval/", "charts/episodic_return", "validation/", "wsa/")
+RETURNS = (EVALUATION_RETURN, TRAINING_RETURN)
+CURVES = ("eval/", TRAINING_RETURN, "validation/", "wsa/")
 ALL = "all games"
 
 RUN_COLUMNS = (

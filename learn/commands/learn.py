@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,10 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     _log.info(f"report {report.write(folder)}")
     _log.info(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
     counted = count_parameters(trained.network).named()
-    return {"run": str(folder), **trained.summary(), **counted, **_newest_metrics(newest)}
+    return {
+        "run": str(folder), **trained.summary(), **mean_returns(folder), **counted,
+        **_newest_metrics(newest),
+    }  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -103,10 +107,25 @@ def _naming(folder: Path) -> Iterator[None]:
         raise
 
 
+def mean_returns(folder: Path) -> dict[str, float]:
+    """Mean raw returns: of the last 100 games of training, and of the last evaluation on the way."""
+    from wsa.learn.training import metrics
+
+    training: deque[float] = deque(maxlen=100)
+    found: dict[str, float] = {}
+    for line in metrics.read(folder):
+        if metrics.TRAINING_RETURN in line:
+            training.append(line[metrics.TRAINING_RETURN])
+            found["training_return"] = sum(training) / len(training)
+        if metrics.EVALUATION_RETURN in line:
+            found["evaluation_return"] = line[metrics.EVALUATION_RETURN]
+    return found
+
+
 def _newest_metrics(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
     """A run's newest losses, validation scores, and fusion weights, by kind."""
     grouped: dict[str, dict[str, float]] = {}
-    for kind in ("losses", "validation", "eval", "wsa/weight"):
+    for kind in ("losses", "validation", "wsa/weight"):
         own = {
             n.removeprefix(f"{kind}/"): v for n, v in scalars.items() if n.startswith(f"{kind}/")
         }

@@ -23,11 +23,11 @@ from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.training import metrics as training_metrics
 from wsa.learn.training.interrupt import StopRequest
 from wsa.learn.training.loop import times
+from wsa.learn.training.metrics import EVALUATION_RETURN
 from wsa.store.common.errors import WsaError
 
 _log = logging.getLogger(__name__)
 
-RETURN = "eval/episodic_return"
 # Number of embeddings to keep between evaluations, because games begin alike.
 REMEMBERED = 4096
 
@@ -75,7 +75,7 @@ class PeriodicEvaluation:
             last: Whether it is the run's last step.
         """
         due = times(self.frequency, step, stride) > 0 or (last and self.frequency > 0)
-        return bool(step) and due and not training_metrics.has(folder, step, RETURN)
+        return bool(step) and due and not training_metrics.has(folder, step, EVALUATION_RETURN)
 
     def open(self) -> None:
         """Open the encoder, if evaluation is on.
@@ -121,7 +121,7 @@ class PeriodicEvaluation:
             self.seconds += time.perf_counter() - began
         returns = np.array([episode.returned for episode in played])
         line = {
-            RETURN: float(returns.mean()),
+            EVALUATION_RETURN: float(returns.mean()),
             "eval/episodic_return_std": float(returns.std()),
             "eval/episodic_length": float(np.mean([episode.steps for episode in played])),
             "eval/backbone_passes": float(self._embedder.passes - passes),

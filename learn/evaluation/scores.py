@@ -39,6 +39,7 @@ RANDOM_HUMAN: dict[str, tuple[float, float]] = {
     "Centipede": (2090.9, 12017.0),
     "ChopperCommand": (811.0, 7387.8),
     "CrazyClimber": (10780.5, 35829.4),
+    "Defender": (2874.5, 18688.9),
     "DemonAttack": (152.1, 1971.0),
     "DoubleDunk": (-18.6, -16.4),
     "Enduro": (0.0, 860.5),
@@ -69,6 +70,7 @@ RANDOM_HUMAN: dict[str, tuple[float, float]] = {
     "Solaris": (1236.3, 12326.7),
     "SpaceInvaders": (148.0, 1668.7),
     "StarGunner": (664.0, 10250.0),
+    "Surround": (-10.0, 6.5),
     "Tennis": (-23.8, -8.3),
     "TimePilot": (3568.0, 5229.2),
     "Tutankham": (11.4, 167.6),
@@ -91,8 +93,8 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         """Format for tables, such as 0.27 [0.03, 0.56]; one number if resampling changed nothing."""
         if self.low == self.high:
-            return f"{self.value:.2f}"
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+            return f"{self.value:z.2f}"
+        return f"{self.value:z.2f} [{self.low:z.2f}, {self.high:z.2f}]"
 
 
 def human_normalised(game: str, raw: float) -> float | None:

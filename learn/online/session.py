@@ -20,7 +20,7 @@ from wsa.learn.online.embedding_table import Table
 from wsa.learn.online.env_runner import EnvRunner, Step
 from wsa.learn.online.record_segments import Recording
 from wsa.learn.training import checkpoint
-from wsa.learn.training.metrics import Metrics
+from wsa.learn.training.metrics import TRAINING_RETURN, Metrics
 from wsa.store.objects.flat_map import FlatMap
 
 
@@ -48,11 +48,12 @@ class Played:
 
 
 class Session:
-    """An online run in progress, of models with some columns of a row each; none for gray pixels.
+    """An online run in progress.
 
-    `settled` says whether the normalization's mean and standard deviation are already fixed, and
-    `seed` draws exploration and samples. `stored` transitions are mixed into batches, and
-    `recording` is flushed before each checkpoint.
+    `columns` has each model's slice of a row; there are no models for gray pixels. `settled` says
+    whether the normalization's mean and standard deviation are already fixed, and `seed` draws
+    exploration and samples. `stored` transitions are mixed into batches, and `recording` is flushed
+    before each checkpoint.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Session:
     def log_episodes(self, metrics: Metrics, step: Step) -> None:
         """Log the raw return and length of each game that ended, under CleanRL's keys."""
         for returned, length in step.episodes:
-            line = {"charts/episodic_return": returned, "charts/episodic_length": float(length)}
+            line = {TRAINING_RETURN: returned, "charts/episodic_length": float(length)}
             metrics.write(self.runner.steps, line)
 
     def scalars(self) -> dict[str, float]:

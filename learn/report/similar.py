@@ -55,7 +55,7 @@ def similar_by_model(
 ) -> list[Similar]:
     """Find similar frames with each model that has encoded some of the segments.
 
-    For each model, at most so many `segments` are searched, and so many `frames` of each; fewer if
+    Each model searches at most `segments` segments, and at most `frames` frames of each; fewer if
     their embeddings would not fit into memory.
 
     Raises:

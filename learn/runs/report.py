@@ -27,6 +27,7 @@ from wsa.learn.report.page import page
 from wsa.learn.runs.config import OfflineRun, OnlineRun, flat_settings, read_config
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.training import metrics
+from wsa.learn.training.metrics import EVALUATION_RETURN, TRAINING_RETURN
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.model_spec import describe
@@ -36,7 +37,7 @@ from wsa.store.objects.snapshot import take_snapshot
 FILE = "report.html"
 POINTS = 150  # Points in a curve; more cannot be told apart.
 MAX_VIDEO_BYTES = 3_000_000  # A larger video is only named.
-RETURNS = ("charts/episodic_return", "eval/episodic_return")
+RETURNS = (TRAINING_RETURN, EVALUATION_RETURN)
 EPISODE_COLUMNS = ("env", "seed", "return", "steps", "truncated")
 PASSES = {
     "cache/backbone_passes": "passes made",

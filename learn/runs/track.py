@@ -15,11 +15,12 @@ from typing import Any
 import msgspec
 
 from wsa.learn.runs.config import OfflineRun, OnlineRun, flat_settings
+from wsa.learn.training.metrics import EVALUATION_RETURN, TRAINING_RETURN
 from wsa.store.common import hashing
 from wsa.store.common.errors import MissingError, redact
 
 # Columns of the tab beside the hyperparameters; a run may lack some.
-METRICS = ("charts/episodic_return", "eval/episodic_return", "validation/td_error")
+METRICS = (TRAINING_RETURN, EVALUATION_RETURN, "validation/td_error")
 
 _TAGS = ("type", "algo")  # Fields that name the class of the settings.
 

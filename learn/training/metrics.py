@@ -13,6 +13,8 @@ from typing import Any, Self
 from wsa.store.common import atomic_files
 
 FILE = "metrics.jsonl"
+TRAINING_RETURN = "charts/episodic_return"
+EVALUATION_RETURN = "eval/episodic_return"
 
 
 class Metrics:

@@ -10,8 +10,10 @@ import pytest
 from command_kit import ALIAS, COLLECT, ENCODE, LEARN, MODEL, read_files, read_json
 
 from wsa.encode.models.registry import ALIASES
+from wsa.learn.commands.learn import mean_returns
 from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.runs import data, evaluations
+from wsa.learn.training import metrics
 from wsa.store.objects import flat_map
 
 
@@ -239,6 +241,15 @@ def test_learning_without_a_reward_is_reported(filled, monkeypatch):
     assert "report new/report.html\nPlay full games with it: wsa eval new" in outcome.err
     cloning = filled(*LEARN, "--updates", 2, "--algo", "bc", "--run-dir", "cloned")
     assert cloning.code == 0 and "earned a reward" not in cloning.err
+
+
+def test_the_result_of_a_run_has_the_returns_of_its_games(tmp_path):
+    assert mean_returns(tmp_path) == {}
+    with metrics.Metrics(tmp_path) as run:
+        for step in range(200):
+            run.write(step, {metrics.TRAINING_RETURN: 0.0 if step < 150 else 4.0})
+        run.write(200, {metrics.EVALUATION_RETURN: 3.0})
+    assert mean_returns(tmp_path) == {"training_return": 2.0, "evaluation_return": 3.0}
 
 
 def test_an_evaluation_may_leave_its_results_elsewhere(filled, tmp_path):

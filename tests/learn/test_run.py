@@ -236,7 +236,7 @@ def test_games_during_training_do_not_change_it_and_are_played_once_when_interru
     assert (result.updates, result.passes) == (50, 0)
     assert read_checkpoint(whole) == read_checkpoint(trained)
     lines = read_metrics(whole)
-    played = [line for line in lines if periodic.RETURN in line]
+    played = [line for line in lines if training_metrics.EVALUATION_RETURN in line]
     assert [line["step"] for line in played] == [25, 50]
     assert all(line["eval/episodic_length"] == MAX_STEPS for line in played)
     assert all(line["cache/backbone_passes"] == 0 for line in lines if line not in played)
@@ -294,11 +294,13 @@ def test_games_that_fail_do_not_stop_training_and_are_played_on_resume(
     assert any("RuntimeError: out of memory" in warning for warning in warnings)
     assert read_checkpoint(tmp_path) == read_checkpoint(trained)
     assert train_stored(tmp_path, config, "cpu").updates == 0
-    assert training_metrics.has(tmp_path, 50, periodic.RETURN)
+    assert training_metrics.has(tmp_path, 50, training_metrics.EVALUATION_RETURN)
     # The last games are those of `wsa eval`.
     last = read_metrics(tmp_path)[-1]
     evaluation = evaluate_run(tmp_path, EvaluationRequest(episodes=1, num_envs=1))
-    assert last[periodic.RETURN] == np.mean([e.returned for e in evaluation.episodes])
+    assert last[training_metrics.EVALUATION_RETURN] == np.mean(
+        [e.returned for e in evaluation.episodes]
+    )
     assert 0 < evaluation.live.passes == last["eval/backbone_passes"]
 
 

@@ -49,7 +49,7 @@ def make_offline(
 ) -> OfflineRun:
     """Configure a run that learns from stored segments.
 
-    Models and context are aliases or keys; no models are all that have encoded the game, and the
+    Models and context are aliases or keys; no models mean all that have encoded the game, and the
     context may be `mean`. `protocol` is needed if the store has data of several. `init` is the
     checkpoint of a run to start from, `match` the number of parameters to match with the width (0
     keeps it), and `decode` names models whose code the network decodes.

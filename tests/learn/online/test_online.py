@@ -46,6 +46,7 @@ from wsa.learn.runs.setup import make_run as setup
 from wsa.learn.runs.setup.warm_start import warm_start
 from wsa.learn.runs.train import train_playing
 from wsa.learn.training import checkpoint
+from wsa.learn.training.metrics import EVALUATION_RETURN
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, MissingError, Terminated, UsageError
 from wsa.store.maintenance.verify import verify
@@ -186,7 +187,7 @@ def test_a_run_is_evaluated_also_under_a_variant(recorded: Recorded) -> None:
 def check_periodic_games(plain: Path, played: Path, at: list[int], config: OnlineRun) -> int:
     """Games during training changed neither checkpoint nor metrics; returns their passes."""
     lines = read_metrics(played)
-    games = [line for line in lines if periodic.RETURN in line]
+    games = [line for line in lines if EVALUATION_RETURN in line]
     assert [line["step"] for line in games] == at
     assert all(line["eval/episodic_length"] == EPISODE for line in games)
     assert read_checkpoint(played) == read_checkpoint(plain)
