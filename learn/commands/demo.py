@@ -24,6 +24,7 @@ from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.setup.models import by_default
 from wsa.learn.runs.train import launch
 from wsa.store.common import terminal
+from wsa.store.common.ranges import check_ranges
 from wsa.store.maintenance.summary import summarise, total_bytes
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
@@ -34,6 +35,7 @@ MODELS = DEFAULT
 
 def demo(o: DemoOptions) -> int:
     """`wsa demo`."""
+    check_ranges(o)
     started = time.perf_counter()
     folder = Path(o.folder).absolute()
     os.environ.setdefault("WSA_CACHE", str(folder / "cache"))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from wsa.store.common.ranges import COUNT
 from wsa.store.configs import (
     Game,
     Names,
@@ -166,9 +167,9 @@ class DemoOptions:
     """Folder for its store, cache, and run; the same command reuses them."""
     game: Game = "Seaquest"
     """ALE game."""
-    steps: int = 600
+    steps: Annotated[int, COUNT] = 600
     """Agent steps to collect."""
-    updates: int = 500
+    updates: Annotated[int, COUNT] = 500
     """Gradient steps."""
-    episodes: int = 2
+    episodes: Annotated[int, COUNT] = 2
     """Games to play."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode.live.live_encoder import LiveEncoder
-from wsa.store.common.errors import ConflictError
+from wsa.learn.training.loop import diverged
 
 
 class GreedyPolicy:
@@ -101,11 +101,7 @@ class GreedyPolicy:
         if env not in self._generators:
             self._generators[env] = np.random.default_rng([self._seed, 1, env])
         if not np.isfinite(values).all():
-            raise ConflictError(
-                "not-finite",
-                "The network's outputs are not finite numbers: its training has diverged. Train "
-                "again with a lower --learning-rate, or clip gradients with --max-grad-norm.",
-            )
+            raise diverged("The network's outputs are not finite numbers")
         generator = self._generators[env]
         explore, random = generator.random() < self._epsilon, generator.integers(self._actions)
         return int(random if explore else values.argmax())

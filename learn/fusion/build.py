@@ -5,10 +5,12 @@ from __future__ import annotations
 import pkgutil
 from math import sqrt
 
+import torch
+
 from wsa.learn.configs.fusions import FUSIONS, FusionConfig, check_own_or
 from wsa.learn.fusion.base import Adapted, Fusion, Inputs, initialise
 from wsa.store.common import user_code
-from wsa.store.common.errors import UsageError, WsaError
+from wsa.store.common.errors import ConflictError, UsageError, WsaError
 
 
 def fusion_class(name: str, recorded_in: str = "") -> type[Fusion]:
@@ -52,6 +54,8 @@ def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
         if not user_code.is_name(config.name):
             raise
         raise user_code.raised(config.name, error) from error
+    if user_code.is_name(config.name):
+        _try(fusion, config.name, inputs)
     if inputs.context is not None and not fusion.conditioned:
         raise UsageError(
             "bad-option",
@@ -64,3 +68,25 @@ def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
         if fusion.context is not None:
             initialise(fusion.context, 0.01)
     return fusion
+
+
+def _try(fusion: Fusion, name: str, inputs: Inputs) -> None:
+    """Run a user's fusion once, so that its faults are found before a game is played.
+
+    Raises:
+        ConflictError: If it raises, or its state vector does not have the length that it states.
+    """
+    zeros = [torch.zeros(2, *shape) for shape in inputs.shapes]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            state, _ = fusion.eval()(zeros)
+            shape = tuple(state.shape)
+        except Exception as error:
+            raise user_code.raised(name, error) from error
+    fusion.train()
+    if shape != (2, fusion.out_features):
+        raise ConflictError(
+            "user-code",
+            f"{name} returned a state vector of shape {shape} for two states, and its "
+            f"out_features is {fusion.out_features}. Correct one of them.",
+        )

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from wsa.learn.configs.algorithms import PPOConfig
 from wsa.learn.fusion.losses import weight_loss, weight_scalars
 from wsa.learn.online.session import Played, Session
-from wsa.learn.training.loop import Loop, OnLine
+from wsa.learn.training.loop import Loop, OnLine, diverged
 from wsa.learn.training.metrics import Metrics
 
 Memory = tuple[Tensor, Tensor] | None
@@ -148,6 +148,8 @@ def collect_rollout(
             )
             # Sample on the CPU, whose torch generator is saved with the run.
             log_policy = logits.cpu().log_softmax(dim=1)
+            if log_policy.isnan().any():
+                raise diverged("The network's logits are not finite numbers")
             sampled = torch.multinomial(log_policy.exp(), 1)
             actions[t, group] = sampled.squeeze(1)
             logprobs[t, group] = log_policy.gather(1, sampled).squeeze(1)

@@ -174,18 +174,22 @@ class Loop:
                 raise self._stop.asked
 
 
+def diverged(what: str) -> ConflictError:
+    """Return an error that says what is not a finite number, and what to do."""
+    return ConflictError(
+        "not-finite",
+        f"{what}, so the training has diverged. Start another run with a lower --learning-rate, or "
+        "clip gradients with --max-grad-norm. The newest checkpoint may have diverged too.",
+    )
+
+
 def _check_finite(step: int, line: dict[str, float]) -> None:
     """Stop a run that has diverged, before hours more are wasted."""
     for name, value in line.items():
         # Without any variance to explain, the explained variance is NaN.
         known = name.startswith(("losses/", "validation/")) and name != "losses/explained_variance"
         if known and not math.isfinite(value):
-            raise ConflictError(
-                "not-finite",
-                f"{name} is {value} at step {step:,}, so the training has diverged. Start another "
-                "run with a lower --learning-rate, or clip gradients with --max-grad-norm. This "
-                "run's newest checkpoint may have diverged too.",
-            )
+            raise diverged(f"{name} is {value} at step {step:,}")
 
 
 def _warn_if_dead(dead_rows: float) -> None:

@@ -169,6 +169,13 @@ from wsa.learn.fusion.base import Fusion
 class NoFusion: pass
 class Breaks(Fusion):
     def __init__(self, inputs, config): raise KeyError("inputs")
+class Raises(Fusion):
+    def __init__(self, inputs, config): super().__init__()
+    def forward(self, embeddings, mask=None): return embeddings["x"]
+class Short(Fusion):
+    out_features = 3
+    def __init__(self, inputs, config): super().__init__()
+    def forward(self, embeddings, mask=None): return embeddings[0][:, 0, :2], None
 class NoTag(BCConfig, frozen=True): pass
 class NoLearner(BCConfig, frozen=True, tag="wrong_code:NoLearner"):
     LEARNER = ""
@@ -190,6 +197,13 @@ def raises(actions, seed): raise KeyError(seed)
         ("--fusion", "wrong_code:number", 3, "no callable 'number'"),
         ("--fusion", "wrong_code:NoFusion", 4, "no subclass of wsa.learn.fusion.base.Fusion"),
         ("--fusion", "wrong_code:Breaks", 4, "raised KeyError"),
+        ("--fusion", "wrong_code:Raises", 4, "raised TypeError"),
+        (
+            "--fusion",
+            "wrong_code:Short",
+            4,
+            "shape (2, 2) for two states, and its out_features is 3",
+        ),
         ("--fusion", "broken_code:Mine", 4, "raised ZeroDivisionError"),
         ("--fusion", "mien", 2, "Did you mean mean?"),
         ("--algo", "no_such_module:Mine", 3, "cannot be imported"),

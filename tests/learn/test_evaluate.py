@@ -250,7 +250,7 @@ def test_a_network_that_has_diverged_does_not_play(monkeypatch):
     monkeypatch.setattr(
         FakeNetwork, "forward", lambda self, stacks, mask: (stacks[:, 0] + torch.nan, None)
     )
-    with pytest.raises(ConflictError, match="training has diverged"):
+    with pytest.raises(ConflictError, match="not finite numbers, so the training has diverged"):
         act(policy, np.zeros(1, np.uint8))
 
 
