@@ -32,7 +32,7 @@ def learn(o: LearnOptions) -> int:
 def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     """Run `wsa learn`, and return its results as `--json` prints them."""
     check_ranges(o)
-    user_code.type_in(o.output.trust)
+    user_code.type_in([*o.output.trust, o.fusion, o.algo])
     atari.check_game(o.game)
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
@@ -137,7 +137,7 @@ def _newest_metrics(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
 def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | OnlineRun, Path]:
     """The store, the run to start or to resume, and its folder."""
     from wsa.learn.runs.config import read_config
-    from wsa.learn.runs.data import find_store
+    from wsa.learn.runs.data import as_started, find_store
     from wsa.learn.runs.folder import match_existing, new_folder
     from wsa.learn.runs.setup.configure import configure
 
@@ -148,6 +148,8 @@ def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | Onlin
     _, snapshot = open_snapshot(
         o.store, create=o.online and not o.dry_run, or_empty=o.online and o.dry_run
     )
+    if o.output.run_dir and not o.online:
+        snapshot = as_started(snapshot, Path(o.output.run_dir), o.game, o.data.protocol)
     config = configure(o, snapshot, device, dry_run=o.dry_run)
     folder = (
         Path(o.output.run_dir)

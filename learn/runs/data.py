@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from wsa.encode.live import live_encoder
 from wsa.encode.live.live_encoder import EmbeddingSource, LiveEncoder
 from wsa.learn.networks.nature import GreyPixels
-from wsa.learn.runs.config import OfflineRun, OnlineRun, RunConfig
+from wsa.learn.runs.config import FILE, OfflineRun, OnlineRun, RunConfig, read_config
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.flat_map import FlatMap, in_files, materialise
@@ -93,6 +94,37 @@ def only(whole: Snapshot, game: str, segments: Sequence[str]) -> Snapshot:
     return Snapshot(
         whole.backend, {path: c for path, c in whole.commits.items() if path not in others}
     )
+
+
+def as_started(whole: Snapshot, folder: Path, game: str, protocol: str) -> Snapshot:
+    """Limit a snapshot to the data of the offline run in `folder`, so that its command continues it.
+
+    Nothing is limited if no run is there, or one of other data.
+
+    Args:
+        whole: The store, which may have received segments since the run started.
+        folder: The run's folder.
+        game: ALE game id that the command names.
+        protocol: Name of the protocol that the command names, if any.
+
+    Raises:
+        MissingError: If the store has lost some of the run's segments.
+        DamagedError: If the run's configuration cannot be read.
+    """
+    if not (folder / FILE).exists():
+        return whole
+    run = read_config(folder)
+    same_data = run.game == game and protocol in ("", run.protocol.name)
+    if not isinstance(run, OfflineRun) or not same_data:
+        return whole
+    limited = only(whole, game, run.segments)
+    played = [meta for meta in whole.segments(game) if meta.protocol == run.protocol]
+    if newer := len(played) - len(run.segments):
+        _log.info(
+            f"The run goes on with the {len(run.segments):,} segments that it was started with, and "
+            f"leaves out {newer:,} newer of {game}. To learn from all, start another run."
+        )
+    return limited
 
 
 class _EmptyMap:

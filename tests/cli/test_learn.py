@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from command_kit import ALIAS, LEARN, OTHER_ALIAS, OTHER_MODEL, read_config, read_csv
+from command_kit import (
+    ALIAS,
+    COLLECT,
+    ENCODE,
+    LEARN,
+    OTHER_ALIAS,
+    OTHER_MODEL,
+    read_config,
+    read_csv,
+)
 
 from wsa.learn.runs import train
 
@@ -86,6 +95,24 @@ def test_a_run_that_goes_on_says_where(filled):
     command = (*LEARN, "--updates", 3, "--run-dir", "run")
     again = filled(*command, "--json")
     assert again.json["updates"] == 0 and "trained so far: 3 of 3 updates\n" in again.err
+
+
+def test_a_run_goes_on_with_its_own_data_after_the_store_has_grown(filled, tmp_path):
+    before = read_config(tmp_path / "run")
+    assert filled(*COLLECT[:4], 240, *COLLECT[5:]).code == 0
+    longer = (*UPDATES, "--run-dir", "run")
+    for expected, prepare in ((1, ()), (0, ENCODE)):  # New segments do not need to be encoded.
+        assert not prepare or filled(*prepare).code == 0
+        outcome = filled(*longer, "--json")
+        assert outcome.code == 0, outcome.err
+        assert outcome.json["updates"] == expected
+        assert "goes on with the 4 segments" in outcome.err and "leaves out 2 newer" in outcome.err
+    assert read_config(tmp_path / "run")["segments"] == before["segments"]
+    config = tmp_path / "run" / "config.json"
+    lost = before["segments"][0]
+    config.write_text(config.read_text().replace(lost, f"{lost[:-1]}{9 - int(lost[-1])}"))
+    outcome = filled(*longer)
+    assert outcome.code == 3 and "lacks 1 of the 4 segments" in outcome.error
 
 
 def test_every_fusion_can_be_planned(filled, unchanged):
