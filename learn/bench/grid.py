@@ -117,8 +117,7 @@ class Cell:
 
     def done(self) -> int:
         """Number of updates, or of steps, in its newest checkpoint."""
-        saved = checkpoint.all_of(self.folder / "checkpoints")
-        return int(saved[-1].stem) if saved else 0
+        return checkpoint.newest_step(self.folder / "checkpoints")
 
     def left(self) -> int:
         """Number of updates, or of steps, that are left to train."""

@@ -40,6 +40,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.learn.networks.parameters import count_parameters
     from wsa.learn.runs import report
     from wsa.learn.runs.dry_run import estimate
+    from wsa.learn.runs.folder import find_run
     from wsa.learn.runs.setup.models import weights_of
     from wsa.learn.runs.track import tracked
     from wsa.learn.runs.train import launch
@@ -54,10 +55,11 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
         _log.info(
             f"--match-parameters {o.method.match_parameters:,} chose {width_of(config.network)}"
         )
+    find_run(folder, config)  # Another run is refused before anything is said of it.
+    if done := checkpoint.newest_step(folder / "checkpoints"):
+        _log.info(f"trained so far: {done:,} of {config.last_step:,} {config.unit}")
     if o.dry_run:
-        return estimate(snapshot, config, device)
-    if saved := checkpoint.all_of(folder / "checkpoints"):
-        _log.info(f"trained so far: {int(saved[-1].stem):,} of {config.last_step:,} {config.unit}")
+        return estimate(snapshot, config, device, done)
     newest: dict[str, float] = {}
     with (
         _naming(folder) if not o.output.run_dir else contextlib.nullcontext(),

@@ -20,18 +20,28 @@ from wsa.store.objects.snapshot import Snapshot
 UPDATES_TIMED = 5
 
 
-def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) -> dict[str, float]:
+def estimate(
+    snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str, done: int = 0
+) -> dict[str, float]:
     """Estimate the cost of a run without writing anything. Updates are timed on the device.
 
+    Args:
+        snapshot: The store.
+        config: The run.
+        device: Device to time updates on.
+        done: Updates or steps that the run has already made.
+
     Returns:
-        Offline: updates; segments, steps, and distinct frames of data; bytes of the flat map on
-        this machine, which all runs on this data share; and minutes, timed on a few updates with noise.
-        Online, as upper bounds: steps, frames, and bytes of the run's folder if no frame repeats.
+        Offline: updates that are left; segments, steps, and distinct frames of data; bytes of the
+        flat map on this machine, which all runs on this data share; and minutes that are left, timed
+        on a few updates with noise.
+        Online, as upper bounds: steps and frames that are left, and bytes of the run's folder if no
+        frame repeats.
         Both: the trainable parameters (`Parameters`).
     """
     counted = parameters_of(config, *windows_and_shapes(config, snapshot)).named()
     if isinstance(config, OnlineRun):
-        return _online_cost(config) | counted
+        return _online_cost(config, done) | counted
     metas = [m for m in snapshot.segments(config.game) if m.segment in config.segments]
     by_model = {e.model: e for e in snapshot.embeddings(config.game)}
     embeddings = [by_model[key] for key in config.inputs]
@@ -42,20 +52,19 @@ def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) ->
         for width, window in zip(inputs.widths, windows, strict=True)
     )
     frames = sum(meta.frames for meta in metas)
+    left = max(0, config.last_step - done)
     return {
-        "updates": config.hyperparameters.updates,
+        "updates": left,
         "segments": len(metas),
         "steps": sum(meta.steps for meta in metas),
         "frames": frames,
         "cache_bytes": 2 * numbers + ROW.itemsize * sum(meta.rows for meta in metas),
-        "minutes": config.hyperparameters.updates
-        * _seconds_per_update(config, inputs, device)
-        / 60,
+        "minutes": left * _seconds_per_update(config, inputs, device) / 60,
         **counted,
     }
 
 
-def _online_cost(config: OnlineRun) -> dict[str, float]:
+def _online_cost(config: OnlineRun, done: int) -> dict[str, float]:
     total = config.hyperparameters.total_timesteps
     row = 84 * 84 if config.end_to_end else 2 * sum(map(math.prod, config.shapes))
     # Each row of a table stores its rows in the others.
@@ -63,7 +72,8 @@ def _online_cost(config: OnlineRun) -> dict[str, float]:
     costs = {"table_bytes": total * (row + 16 * windows + 4 * (windows - 1))}
     if config.hyperparameters.REPLAYS:
         costs["replay_bytes"] = total * RECORD.itemsize
-    return {"steps": total, "frames": total, **costs}
+    left = max(0, config.last_step - done)
+    return {"steps": left, "frames": left, **costs}
 
 
 def _seconds_per_update(config: OfflineRun, inputs: Inputs, device: str) -> float:

@@ -24,9 +24,10 @@ from typing import Any
 
 import msgspec
 
+from wsa.learn.configs.learn import as_flag, flag_value, network_options
 from wsa.learn.runs.config import FILE, OfflineRun, OnlineRun, RunConfig, read_config
 from wsa.store.common import atomic_files, hashing
-from wsa.store.common.errors import ConflictError, DamagedError
+from wsa.store.common.errors import ConflictError
 from wsa.store.objects.writer import author, command_line
 
 _log = logging.getLogger(__name__)
@@ -39,44 +40,97 @@ def new_folder(runs: Path, config: RunConfig, exp_name: str) -> Path:
 
 
 def begin(folder: Path, config: OfflineRun | OnlineRun) -> None:
-    """Start a run in `folder`, or check that the run there is the same.
+    """Start a run in `folder`, or check that the run there is the same; see `find_run`.
 
-    A run counts as the same if only its store has moved, or it trains for more updates or steps.
-    Then its configuration is rewritten.
+    If it is the same with other options, its configuration is rewritten.
 
     Raises:
         ConflictError: If another run is there.
+        DamagedError: If the configuration there cannot be read.
     """
-    path = folder / FILE
-    if path.exists():
-        try:
-            existing = read_config(folder)
-        except DamagedError:
-            existing = None
-        if existing == config:
-            return
-        if existing is None or not _continues(existing, config):
-            raise ConflictError(
-                "run-exists",
-                f"{folder} holds another run. Give another --run-dir, or continue that "
-                f"run as it was started: wsa learn --resume {folder}",
-            )
-        if existing.total == config.total:
-            atomic_files.replace(path, msgspec.json.format(hashing.canonical(config)))
-            return
+    existing = find_run(folder, config)
+    if existing == config:
+        return
+    if existing and existing.total < config.total:
         _log.info(_extended(existing, config))
-    atomic_files.replace(path, msgspec.json.format(hashing.canonical(config)))
-    atomic_files.replace(folder / "command.txt", (command_line() + "\n").encode())
+    atomic_files.replace(folder / FILE, msgspec.json.format(hashing.canonical(config)))
+    if existing is None or msgspec.structs.replace(existing, store=config.store) != config:
+        atomic_files.replace(folder / "command.txt", (command_line() + "\n").encode())
 
 
-def _continues(existing: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> bool:
-    """Whether `config` is the run `existing`, with its store moved or its training extended."""
-    if type(existing) is not type(config) or config.total < existing.total:
-        return False
-    length = {"updates" if isinstance(config, OfflineRun) else "total_timesteps": config.total}
-    longer: Any = msgspec.structs.replace(existing.hyperparameters, **length)
-    changes: dict[str, Any] = {"store": config.store, "hyperparameters": longer}
-    return msgspec.structs.replace(existing, **changes) == config
+def find_run(folder: Path, config: OfflineRun | OnlineRun) -> OfflineRun | OnlineRun | None:
+    """Return the run in `folder`, if any, after checking that it is the same as `config`.
+
+    A run counts as the same if only its store has moved, it trains for more updates or steps, or it
+    logs, saves, or evaluates at another frequency, which does not change what it learns.
+
+    Raises:
+        ConflictError: If another run is there.
+        DamagedError: If the configuration there cannot be read.
+    """
+    if not (folder / FILE).exists():
+        return None
+    existing = read_config(folder)
+    continued = _continued(existing, config)
+    if continued != config:
+        there, here = _options(continued), _options(config)
+        differing = "; ".join(
+            f"{as_flag(name, value)}, not {flag_value(here[name])}"
+            for name, value in there.items()
+            if name in here and value != here[name]
+        )
+        raise ConflictError(
+            "run-exists",
+            f"{folder} holds another run{differing and f', started with {differing}'}. Give another "
+            f"--run-dir, or continue that run as it was started: wsa learn --resume {folder}",
+        )
+    return existing
+
+
+def _continued(
+    existing: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun
+) -> OfflineRun | OnlineRun:
+    """The run `existing` with those values of `config` that may change while a run is trained."""
+    old, new = existing.hyperparameters, config.hyperparameters
+    if type(old) is not type(new):
+        return existing
+    may_change = ["log_frequency"]
+    if not (isinstance(config, OnlineRun) and config.record):  # Segments end where a run saves.
+        may_change.append("save_frequency")
+    if config.total > existing.total:
+        may_change.append("updates" if isinstance(config, OfflineRun) else "total_timesteps")
+    changes = {name: getattr(new, name) for name in may_change if hasattr(new, name)}
+    frequency = config.evaluation.eval_frequency
+    return msgspec.structs.replace(
+        existing,
+        store=config.store,
+        hyperparameters=msgspec.structs.replace(old, **changes),
+        evaluation=msgspec.structs.replace(existing.evaluation, eval_frequency=frequency),
+    )
+
+
+def _options(run: OfflineRun | OnlineRun) -> dict[str, Any]:
+    """The options that a run was started with, by flag; those that follow from others are left out."""
+    online = isinstance(run, OnlineRun)
+    algorithm = msgspec.to_builtins(run.hyperparameters)
+    options: dict[str, Any] = {
+        "game": run.game,
+        "online": online,
+        "algo": algorithm.pop("algo" if online else "type"),
+        "models": run.models or "none",
+        "context": run.context,
+        "decode": tuple(run.decoders) or "none",
+        "seed": run.seed,
+        "init": run.init or "none",
+        "protocol": run.protocol.name,
+        "max_episode_steps": run.protocol.max_steps,
+        **network_options(run.network),
+        **algorithm,
+        **msgspec.to_builtins(run.evaluation),
+    }
+    if isinstance(run, OnlineRun):
+        options |= {"record": bool(run.record), "parameters": run.parameters}
+    return options
 
 
 def _extended(existing: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> str:

@@ -133,6 +133,11 @@ def all_of(folder: Path) -> list[Path]:
     return sorted(checkpoints, key=lambda path: int(path.stem))
 
 
+def newest_step(folder: Path) -> int:
+    """Return the step of a run's newest checkpoint; 0 if there is none."""
+    return max((int(path.stem) for path in all_of(folder)), default=0)
+
+
 def load(
     path: Path,
     modules: dict[str, nn.Module],

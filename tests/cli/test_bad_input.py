@@ -6,6 +6,7 @@ import io
 import sys
 
 import pytest
+from command_kit import LEARN
 
 from wsa import cli
 from wsa.encode.inference.cores import cores
@@ -169,12 +170,16 @@ def test_an_unknown_model_is_not_suggested_for_encoding(filled, unchanged):
 
 def test_another_run_in_the_folder_is_kept(filled, unchanged):
     with unchanged():
-        outcome = filled("learn", "--game", "Breakout", "--seed", 9, "--run-dir", "run")
-    assert outcome.code == 4
-    assert outcome.error == (
-        "wsa learn: run holds another run. Give another --run-dir, or continue that run "
-        "as it was started: wsa learn --resume run"
-    )
+        for options in ((), ("--dry-run",)):
+            command = (*LEARN, "--updates", 2, "--seed", 9, "--save-frequency", 2, *options)
+            outcome = filled(*command, "--run-dir", "run")
+            assert outcome.code == 4
+            assert outcome.error == (
+                "wsa learn: run holds another run, started with --seed 1, not 9; --updates 3, not 2. "
+                "Give another --run-dir, or continue that run as it was started: wsa learn --resume "
+                "run"
+            )
+            assert "trained so far" not in outcome.err
 
 
 class _Terminal(io.StringIO):

@@ -54,6 +54,16 @@ def test_a_dry_run_of_training_changes_nothing(filled, unchanged):
         assert found[column] > 0 and column.replace("_", " ") in text.out
 
 
+def test_a_dry_run_of_a_run_that_is_there_says_what_is_left(filled, unchanged):
+    with unchanged():
+        for updates, left in ((3, 0), (5, 2)):
+            command = (*LEARN, "--updates", updates, "--run-dir", "run", "--dry-run", "--json")
+            outcome = filled(*command)
+            assert (outcome.code, outcome.json["updates"]) == (0, left)
+            assert (outcome.json["minutes"] > 0) == (left > 0)
+            assert f"trained so far: 3 of {updates} updates" in outcome.err
+
+
 def test_a_dry_run_of_encoding_changes_nothing(filled, unchanged):
     command = ("encode", "--models", MODEL, "--output", "grid:2", "--scheduler", "inproc")
     with unchanged():

@@ -29,8 +29,10 @@ from learn_kit import (
 
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.registration import register
-from wsa.learn.configs.algorithms import EvaluationConfig
+from wsa.learn.configs.algorithms import BCConfig, EvaluationConfig
 from wsa.learn.configs.evaluation import EvaluationRequest
+from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.evaluation import periodic
 from wsa.learn.runs.config import OfflineRun, read_config
 from wsa.learn.runs.data import find_store, open_data
@@ -86,7 +88,7 @@ def test_segments_added_later_do_not_change_a_run(
     assert isinstance(resumed, OfflineRun)
     assert train_stored(folder, resumed, "cpu").updates == 30
     assert read_checkpoint(folder) == read_checkpoint(trained)
-    # The command that began the run would now begin another.
+    # A run on more data is another run.
     with pytest.raises(ConflictError, match="wsa learn --resume") as error:
         begin(folder, longer)
     assert error.value.kind == "run-exists"
@@ -108,8 +110,39 @@ def test_a_run_extended_by_updates_equals_the_longer_run(
     assert read_config(tmp_path) == long
     assert train_stored(tmp_path, long, "cpu").updates == 20
     assert read_checkpoint(tmp_path) == read_checkpoint(trained)
-    with pytest.raises(ConflictError, match="holds another run"):  # It cannot be shortened.
+    with pytest.raises(ConflictError, match="started with --updates 50, not 30"):
         begin(tmp_path, short)
+
+
+def test_a_run_goes_on_at_other_frequencies_and_learns_the_same(
+    breakout: Snapshot, trained: Path, tmp_path: Path
+) -> None:
+    config = plan_offline(breakout)
+
+    def at_frequencies(log: int, save: int, evaluate: int) -> OfflineRun:
+        learner = msgspec.structs.replace(
+            config.hyperparameters, log_frequency=log, save_frequency=save
+        )
+        return msgspec.structs.replace(
+            config, hyperparameters=learner, evaluation=EvaluationConfig(evaluate, 1)
+        )
+
+    def stop(step: int, _: Any) -> None:
+        if step == 30:
+            raise RuntimeError("stop")
+
+    first, then = at_frequencies(10, 20, 0), at_frequencies(15, 10, 25)
+    begin(tmp_path, first)
+    with pytest.raises(RuntimeError, match="stop"):
+        train_stored(tmp_path, first, "cpu", stop)
+    begin(tmp_path, then)
+    assert read_config(tmp_path) == then
+    assert train_stored(tmp_path, then, "cpu").updates == 30
+    logged = [line["step"] for line in read_metrics(tmp_path) if "losses/td_loss" in line]
+    assert logged == [10, 20, 30, 45, 50]
+    played = [line["step"] for line in read_metrics(tmp_path) if periodic.RETURN in line]
+    assert played == [25, 50]
+    assert read_checkpoint(tmp_path) == read_checkpoint(trained)
 
 
 def test_a_run_finds_its_store_where_it_was_moved(
@@ -155,8 +188,16 @@ def test_a_folder_accepts_the_same_run_again_and_no_other(
     begin(tmp_path / "run", config)
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     begin(tmp_path / "run", config)
-    for change in ({"seed": 2}, {"context": "mean"}, {"models": ALIASES[:1]}):
-        with pytest.raises(ConflictError, match="holds another run"):
+    first, second = config.models
+    changes: dict[str, dict[str, Any]] = {
+        "--seed 1, not 2": {"seed": 2},
+        f"--context {first}, not mean": {"context": "mean"},
+        f"--models {first},{second}, not {first}": {"models": ALIASES[:1]},
+        "--algo cql, not bc; --updates": {"hyperparameters": BCConfig(updates=40)},
+        "--fusion-size 16, not 24": {"network": NetworkConfig(FusionConfig(size=24))},
+    }
+    for differing, change in changes.items():
+        with pytest.raises(ConflictError, match=f"holds another run, started with {differing}"):
             begin(tmp_path / "run", plan_offline(breakout, **change))
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
@@ -177,10 +218,8 @@ def test_a_run_of_an_older_version_resumes_and_one_of_a_newer_is_refused(
     assert path.read_text() == older
     written["hyperparameters"]["new"] = 1
     path.write_text(json.dumps(written))
-    with pytest.raises(ConflictError, match="holds another run"):
-        begin(tmp_path, config)
     with pytest.raises(DamagedError, match="unknown field `new`"):
-        read_config(tmp_path)
+        begin(tmp_path, config)
 
 
 def test_one_process_trains_a_run(breakout: Snapshot, tmp_path: Path) -> None:

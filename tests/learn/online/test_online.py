@@ -476,6 +476,19 @@ def test_a_run_begun_before_there_were_groups_stays_in_one(
     begin(folder, again)  # The same run: otherwise this is refused.
 
 
+def test_only_a_run_without_a_record_may_save_at_another_frequency(
+    store: Path, tmp_path: Path
+) -> None:
+    plain, recorded = tmp_path / "plain", tmp_path / "recorded"
+    begin(plain, plan_online(store, plain, **PPO, save_frequency=32))
+    begin(plain, plan_online(store, plain, **PPO, save_frequency=16))
+    begin(recorded, plan_online(store, recorded, **PPO, record=True, save_frequency=32))
+    with pytest.raises(ConflictError, match="started with --save-frequency 32, not 16"):
+        begin(recorded, plan_online(store, recorded, **PPO, record=True, save_frequency=16))
+    with pytest.raises(ConflictError, match="started with --algo ppo, not dqn"):
+        begin(plain, plan_online(store, plain, **DQN))
+
+
 @pytest.mark.slow
 def test_the_same_command_resumes_after_the_store_has_grown(store: Path, tmp_path: Path) -> None:
     """It has grown by the run's own record; and --init is needed at the beginning only."""
