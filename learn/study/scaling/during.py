@@ -31,7 +31,7 @@ from wsa.learn.study.scaling import during_report
 from wsa.learn.study.scaling.during_plan import Stage, stages
 from wsa.learn.study.trained_runs import TrainedRun
 from wsa.store.common import terminal
-from wsa.store.common.errors import UsageError, WsaError
+from wsa.store.common.errors import MissingError, UsageError, WsaError
 from wsa.store.objects.root import open_snapshot
 
 START = Condition("start")  # A network that has not been trained since its change.
@@ -74,7 +74,13 @@ def during(o: DuringOptions) -> int:
     failures: list[Failure] = []
     # A stage continues from one of the level before.
     for _, level in itertools.groupby(sorted(left, key=_depth), key=_depth):
-        failures += runner.run_cells(bench, [stage.cell for stage in level])
+        ready = []
+        for stage in level:
+            if stage.before and stage.before.cell.result() is None:
+                failures.append(_not_run(stage, stage.before))
+            else:
+                ready.append(stage.cell)
+        failures += runner.run_cells(bench, ready)
     changes = _changes(o, all_stages, failures)
     text = during_report.write(Path(o.study_dir), bench, all_stages, changes, failures)
     if o.json:
@@ -87,6 +93,11 @@ def during(o: DuringOptions) -> int:
 
 def _depth(stage: Stage) -> int:
     return 0 if stage.before is None else 1 + _depth(stage.before)
+
+
+def _not_run(stage: Stage, before: Stage) -> Failure:
+    error = MissingError("no-run", f"not run, because the stage before it failed: {before.cell}")
+    return expected(stage.cell, error)
 
 
 def _changes(

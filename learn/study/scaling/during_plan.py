@@ -40,7 +40,7 @@ class Stage:
 
     def __str__(self) -> str:
         """Name of the stage in text: its changes, a + b or all - b - a, or a control's models."""
-        return self.cell.label
+        return "+".join(self.present) if self.way == "control" else self.cell.label
 
 
 def orders(models: Sequence[str]) -> list[tuple[str, ...]]:
@@ -118,7 +118,7 @@ class _StageBuilder:
         label = {
             "add": " + ".join(changed),
             "drop": " - ".join(("all", *changed)),
-            "control": "+".join(present),
+            "control": f"never changed: {'+'.join(present)}",
         }[way]
         cell = Cell(
             request,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 import torch
 
 from wsa import cli
-from wsa.learn.bench.grid import RESULT, Result, Settings
+from wsa.learn.bench import runner
+from wsa.learn.bench.grid import RESULT, Cell, Result, Settings
+from wsa.learn.bench.run_cell import Failure
 from wsa.learn.configs.algorithms import CQLConfig
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
@@ -21,7 +25,7 @@ from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.learn.study.combine_plan import bench_options
 from wsa.learn.study.games import PlayedGames
-from wsa.learn.study.scaling import during_report
+from wsa.learn.study.scaling import during, during_report
 from wsa.learn.study.scaling.during import start_of
 from wsa.learn.study.scaling.during_plan import Stage, orders, stages
 from wsa.learn.training import checkpoint
@@ -35,6 +39,16 @@ def make_stages(folder: Path, models: str = "a,b,c") -> list[Stage]:
     o = dataclasses.replace(cli.parse("study", words), study_dir=str(folder))
     bench = bench_options(o, fusions=("wsa",), bench_dir=str(folder))
     return stages(bench, Settings({"store": "/lab/wsa"}, {}))
+
+
+def write_result(cell: Cell, mean: float) -> None:
+    """Leave the result of a run, as if it had been trained and evaluated."""
+    summary = {"return_mean": mean, "return_low": 0.0, "return_high": 9.0, "return_std": 1.0,
+               "random_return_mean": 0.5, "random_return_std": 1.0, "episodes": 100}  # fmt: skip
+    r = cell.request
+    result = Result(r.game, "wsa", r.models, r.seed, cell.evaluation, summary)
+    cell.folder.mkdir(parents=True)
+    (cell.folder / RESULT).write_bytes(msgspec.json.encode(result))
 
 
 def test_orders_have_each_model_once_in_each_place() -> None:
@@ -63,6 +77,33 @@ def test_orders_share_their_first_stages(tmp_path: Path) -> None:
             assert moved == set(start.add) | set(start.drop) == {stage.changed[-1]}
     assert next(str(s) for s in plan if s.present == ("a", "b", "c")) == "a + b + c"
     assert "all - b - a" in [str(s) for s in plan] and str(plan[-1]) == "c"
+    assert len({str(stage.cell) for stage in plan}) == 29
+    assert str(plan[-1].cell) == "Pong, never changed: c, seed 1"
+
+
+def test_stages_after_a_failed_one_are_not_run(
+    walk_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ran: list[str] = []
+
+    def run_cells(o: Any, cells: list[Cell]) -> Iterator[Failure]:
+        for cell in cells:
+            ran.append(cell.label)
+            if cell.label == "b":
+                yield Failure(str(cell), "no-memory", "There is no memory.", 6)
+            else:
+                write_result(cell, 1.0)
+
+    monkeypatch.setattr(runner, "run_cells", run_cells)
+    monkeypatch.setattr(during, "_just_changed", lambda *_: PlayedGames((1.0, 2.0), 10, 3))
+    words = ["study", "scale", "--during", "--models", "a,b", "--games", "Pong", "--seeds", "1",
+             "--store", walk_url, "--study-dir", str(tmp_path / "st")]  # fmt: skip
+    assert cli.main(words) == 6
+    assert "a + b" in ran and "b + a" not in ran
+    errors = capsys.readouterr().err
+    assert "failed: Pong, b, seed 1: There is no memory.\n" in errors
+    because = "not run, because the stage before it failed: Pong, b, seed 1\n"
+    assert f"failed: Pong, b + a, seed 1: {because}" in errors
 
 
 def test_the_network_after_a_change_is_the_one_that_training_starts_with(
@@ -92,13 +133,7 @@ def test_the_report_shows_returns_before_and_after_each_change(tmp_path: Path) -
     plan = make_stages(tmp_path, "a,b")
     changes = {}
     for i, stage in enumerate(plan[:-1]):  # The last is missing.
-        summary = {"return_mean": float(i), "return_low": 0.0, "return_high": 9.0,
-                   "return_std": 1.0, "random_return_mean": 0.5, "random_return_std": 1.0,
-                   "episodes": 100}  # fmt: skip
-        r = stage.cell.request
-        result = Result(r.game, "wsa", r.models, r.seed, stage.cell.evaluation, summary)
-        stage.cell.folder.mkdir(parents=True)
-        (stage.cell.folder / RESULT).write_bytes(msgspec.json.encode(result))
+        write_result(stage.cell, float(i))
         if stage.before:
             changes[stage.cell.folder] = PlayedGames((-5.0, -7.0), 10, 3)
     bench = bench_options(cli.parse("study", ["scale", "--during", "--models", "a,b"]))
