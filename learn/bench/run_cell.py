@@ -15,6 +15,7 @@ from wsa.encode.inference.encoder import choose_device
 from wsa.learn.bench.grid import RESULT, Cell, Result, without_live_options
 from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.learn import OnlineLiveOptions, PlayOptions
+from wsa.learn.runs import evaluations
 from wsa.learn.runs.config import FILE, read_config
 from wsa.learn.runs.data import only
 from wsa.learn.runs.evaluate import OnStep, evaluate_run
@@ -155,19 +156,25 @@ def _train(cell: Cell, on_line: OnLine) -> None:
 
 
 def _evaluate(cell: Cell, on_step: OnStep) -> None:
+    """Write the result of a trained run, of games that it has played before if there are such."""
     request, settings = cell.request, cell.evaluation
-    evaluation = evaluate_run(
-        cell.folder,
-        EvaluationRequest(
-            **msgspec.structs.asdict(settings),
-            device=choose_device(cell.compute.device),
-            engine=request.live.engine,
-        ),
-        weights=weights_of(request),
-        threads=threads_for(request.live.threads or 1),
-        on_step=on_step,
+    asked = EvaluationRequest(
+        **msgspec.structs.asdict(settings),
+        device=choose_device(cell.compute.device),
+        engine=request.live.engine,
     )
-    result = Result(
-        request.game, request.fusion, request.models, request.seed, settings, evaluation.summary()
-    )
+    key = evaluations.key_of(cell.folder, asked)
+    if recorded := evaluations.find(cell.folder, cell.folder, key):
+        summary = recorded.result
+    else:
+        evaluation = evaluate_run(
+            cell.folder,
+            asked,
+            weights=weights_of(request),
+            threads=threads_for(request.live.threads or 1),
+            on_step=on_step,
+        )
+        evaluations.keep(cell.folder, cell.folder, key, evaluation)
+        summary = evaluation.summary()
+    result = Result(request.game, request.fusion, request.models, request.seed, settings, summary)
     atomic_files.replace(cell.folder / RESULT, msgspec.json.format(hashing.canonical(result)))

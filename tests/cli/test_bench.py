@@ -140,7 +140,7 @@ def test_a_killed_run_goes_on_to_the_same_result(ready, bench, tmp_path, monkeyp
         assert (tmp_path / "killed" / name).read_text() == (bench / name).read_text()
 
 
-def test_more_games_to_evaluate_train_nothing_again(ready, bench, unchanged):
+def test_more_games_to_evaluate_train_nothing_again(ready, bench, unchanged, monkeypatch):
     # Runs with other options are not put beside these.
     with unchanged():
         outcome = ready(*BENCH, *ONE, "--updates", 7)
@@ -150,7 +150,7 @@ def test_more_games_to_evaluate_train_nothing_again(ready, bench, unchanged):
         "comparable. Use the same value, or another --bench-dir."
     )
     run = bench / "runs" / f"Breakout__wsa__{BOTH}__1"
-    checkpoints = read_files(run / "checkpoints")
+    checkpoints, two = read_files(run / "checkpoints"), (bench / "results.csv").read_text()
     assert ready(*BENCH, *ONE, "--episodes", 3).code == 0
     assert read_files(run / "checkpoints") == checkpoints
     assert [r["episodes"] for r in read_csv(bench / "results.csv")] == ["3"]
@@ -158,6 +158,10 @@ def test_more_games_to_evaluate_train_nothing_again(ready, bench, unchanged):
     assert [r["policy"] for r in read_csv(run / "eval.csv")] == [
         "run", "run", "random", "random", "run", "random",
     ]  # fmt: skip
+    # Back to two, which are not played again.
+    monkeypatch.setattr(run_cell, "evaluate_run", None)
+    assert ready(*BENCH, *ONE).code == 0
+    assert (bench / "results.csv").read_text() == two
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_done(ready, tmp_path, monkeypatch):
