@@ -315,8 +315,8 @@ def stacked() -> Iterator[Callable[..., Any]]:
 @pytest.fixture(scope="session")
 def nursery(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A `store_kit.Nursery`, which forks processes with the environment of the running test."""
-    with kit.nursery(tmp_path_factory.mktemp("nursery")) as nursery:
-        yield nursery
+    with _load("warm_process").warm_parent(kit.MODULES, "") as parent:
+        yield kit.Nursery(parent, tmp_path_factory.mktemp("nursery"))
 
 
 @pytest.fixture(scope="session")

@@ -1,29 +1,26 @@
 """Objects of a store without an emulator or a model, and processes to kill.
 
-The fixture `kit` of `tests/conftest.py` is this module. As a program it is the *nursery*: it imports
-everything once and forks a child for each line that it reads, so that a test can start and kill
-dozens of real processes in a second. `Nursery` is the other end of the pipe.
+The fixture `kit` of `tests/conftest.py` is this module. As a program it does one of `VERBS`. A
+`Nursery` forks such processes from a parent that has imported everything, so that a test can start
+and kill dozens of them in a second.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store.backends.base import Backend, Entry
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.format import arrays as layout
 from wsa.store.format.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
@@ -221,43 +218,6 @@ def check_whole(snapshot: Snapshot, segments: list[SegmentMeta], models: list[st
     return count
 
 
-class Dying:
-    """A backend whose process dies at put number `left`: after that, every call is an interrupt."""
-
-    def __init__(self, backend: Backend, left: int) -> None:
-        self._backend, self.left, self._dead = backend, left, False
-        self._lock = threading.Lock()
-        self.url, self.at_once = backend.url, backend.at_once
-
-    def put_new(self, path: str, data: bytes) -> bool:
-        """Publish a file, until it dies."""
-        with self._lock:
-            self._dead |= not self.left
-            self.left -= 1
-        return self._alive().put_new(path, data)
-
-    def get(self, path: str, *most: int) -> bytes:
-        """The file's bytes, until it dies."""
-        return self._alive().get(path, *most)
-
-    def list(self, prefix: str) -> Iterator[Entry]:
-        """All files below a folder, until it dies."""
-        return self._alive().list(prefix)
-
-    def delete(self, path: str) -> None:
-        """Remove a file, until it dies."""
-        self._alive().delete(path)
-
-    def stat(self, path: str) -> int | None:
-        """The file's length, until it dies."""
-        return self._alive().stat(path)
-
-    def _alive(self) -> Backend:
-        if self._dead:
-            raise KeyboardInterrupt
-        return self._backend
-
-
 def paths(backend: Backend, prefix: str = "") -> list[str]:
     """Paths of all files below a folder, sorted."""
     return sorted(entry.path for entry in backend.list(prefix))
@@ -409,14 +369,14 @@ def _actions(of: tuple[layout.Arrays, NDArray[Any]]) -> NDArray[Any]:
 
 
 VERBS = {f.__name__: f for f in (write_all, put, start_store, count, materialise, gather)}
+MODULES = ("wsa.store.objects.flat_map", "wsa.store.objects.root")  # What they import.
 
 
 class Child:
     """A process of the nursery."""
 
-    def __init__(self, pid: int, log: Path) -> None:
-        self.pid = pid
-        self._log = log
+    def __init__(self, process: Any, log: Path) -> None:
+        self.process, self._log = process, log
 
     def said(self) -> list[str]:
         """The whole lines that it has written so far."""
@@ -432,89 +392,44 @@ class Child:
             time.sleep(0.0005)
         return True
 
-    def kill(self) -> None:
-        """Kill it, if it still runs."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-
 
 class Nursery:
     """Starts processes that each do one of `VERBS`.
 
     Args:
+        parent: A `warm_process.Nursery` that has imported `MODULES`.
         folder: Where their logs go.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, parent: Any, folder: Path) -> None:
+        self._parent, self._folder = parent, folder
         self._count = 0
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
 
     def start(self, verb: str, *args: Any) -> Child:
         """Fork a child that does `verb`."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
-        question = {"verb": verb, "args": args, "log": str(log), "env": dict(os.environ)}
-        return Child(int(self._ask(question)), log)
+        return Child(self._parent.start([__file__, verb, str(log), json.dumps(args)]), log)
 
     def wait(self, *children: Child) -> list[int]:
         """Wait for each; returns exit codes, negative for a signal. With 1, a traceback is on stderr."""
-        return [int(self._ask({"wait": child.pid})) for child in children]
-
-    def close(self) -> None:
-        """End the nursery."""
-        with self._process:
-            assert self._process.stdin
-            self._process.stdin.close()
-
-    def _ask(self, question: dict[str, Any]) -> str:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        return self._process.stdout.readline()
+        return [child.process.wait() for child in children]
 
 
-@contextlib.contextmanager
-def nursery(folder: Path) -> Iterator[Nursery]:
-    """A nursery that is closed at the end."""
-    made = Nursery(folder)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def _child(verb: str, args: list[Any], log: str, env: dict[str, str]) -> int:
+def _do(verb: str, log: str, args: str) -> int:
     """Do `verb`. Write each line in one call, so that a kill leaves whole lines and perhaps a part of one."""
-    os.environ.clear()
-    os.environ.update(env)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def say(line: str) -> None:
         os.write(handle, line.encode() + b"\n")
 
     try:
-        VERBS[verb](say, *args)
+        VERBS[verb](say, *json.loads(args))
     except Exception as error:  # noqa: BLE001  The test must see any error.
         traceback.print_exc()
         return getattr(error, "exit_code", 1)
     return 0
 
 
-def _serve() -> None:
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "wait" in question:
-            _, status = os.waitpid(question["wait"], 0)
-            answer = os.waitstatus_to_exitcode(status)
-        else:
-            answer = os.fork()
-            if not answer:
-                os._exit(_child(**question))
-        print(answer, flush=True)
-
-
 if __name__ == "__main__":
-    _serve()
+    sys.exit(_do(*sys.argv[1:]))

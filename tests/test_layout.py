@@ -1,7 +1,5 @@
 """The shape of the project: its packages, imports, and sizes, and what is in the wheel."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import os
@@ -12,7 +10,6 @@ import symtable
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -49,17 +46,17 @@ def test_type_checkers_find_the_package_through_a_link():
     assert Path(wsa.__file__).resolve() == ROOT / "__init__.py"
 
 
-def files(wrong: Callable[[Path], object]) -> list[str]:
+def files(wrong):
     """The source files with a fault; a failure names all of them."""
     return [str(path.relative_to(ROOT)) for path in SOURCES if wrong(path)]
 
 
 @cache
-def parse(path: Path) -> ast.Module:
+def parse(path):
     return ast.parse(path.read_text())
 
 
-def dotted(node: ast.expr) -> str:
+def dotted(node):
     """The text of a name or of an attribute of one, such as `torch.load`; else nothing."""
     if isinstance(node, ast.Attribute):
         return f"{dotted(node.value)}.{node.attr}"
@@ -67,21 +64,21 @@ def dotted(node: ast.expr) -> str:
 
 
 @cache
-def calls(path: Path) -> list[tuple[str, ast.Call]]:
+def calls(path):
     """All calls, with the functions' names."""
     return [(dotted(n.func), n) for n in ast.walk(parse(path)) if isinstance(n, ast.Call)]
 
 
 @cache
-def imports(path: Path, at_start: bool = False) -> set[str]:
+def imports(path, at_start=False):
     """The modules that a file imports, and the names that it imports from modules.
 
     Args:
         path: The file.
         at_start: Whether to leave out imports inside of functions and for type checkers.
     """
-    names: set[str] = set()
-    pending: list[ast.AST] = [parse(path)]
+    names = set()
+    pending = [parse(path)]
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import):
@@ -118,7 +115,7 @@ def test_no_code_runs_what_it_reads():
 
 
 def test_exported_names_exist():
-    def wrong(path: Path) -> bool:
+    def wrong(path):
         body = parse(path).body
         defined = set(re.findall(r"^(?:def |class )?(\w+)", path.read_text(), re.MULTILINE))
         for node in ast.walk(parse(path)):
@@ -160,7 +157,7 @@ def test_imports_go_one_way():
     assert linted.returncode == 0 and "0 broken" in linted.stdout, linted.stdout
 
 
-def import_in_a_process(*groups: Iterable[str]) -> list[set[str]]:
+def import_in_a_process(*groups):
     """All modules that a new process has once it has imported each group in turn."""
     lines = [f"import {', '.join(group)}; print(*sys.modules)" for group in groups]
     code = "\n".join(["import sys", *lines])
@@ -239,7 +236,7 @@ def test_the_wheel_has_all_of_the_code_and_runs(tmp_path):
     ]
 
 
-def source_of(module: str) -> Path | None:
+def source_of(module):
     """File of a module of wsa or of the benchmarks; None for other modules."""
     parts = module.split(".")
     base = ROOT.joinpath(*(parts[1:] if parts[0] == "wsa" else parts))
@@ -248,13 +245,13 @@ def source_of(module: str) -> Path | None:
 
 
 @cache
-def bound(path: Path) -> set[str]:
+def bound(path):
     """Names that a module defines or imports at its top level."""
     symbols = symtable.symtable(path.read_text(), str(path), "exec").get_symbols()
     return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
 
 
-def missing_names(script: Path) -> list[str]:
+def missing_names(script):
     """Names of wsa that a script imports, or reads from a module, and that do not exist."""
     missing, modules = [], dict[str, Path]()
     tree = ast.parse(script.read_text())
@@ -279,7 +276,7 @@ def test_benchmarks_use_only_names_that_exist():
     assert scripts and not [name for script in scripts for name in missing_names(script)]
 
 
-def test_a_name_that_does_not_exist_is_reported(tmp_path: Path):
+def test_a_name_that_does_not_exist_is_reported(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from wsa.learn.probe import linear as probes\n"

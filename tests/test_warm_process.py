@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "
 
 
 @pytest.fixture(params=[pytest.param("real", marks=pytest.mark.slow), "warm"])
-def start(request: pytest.FixtureRequest, warm: Any) -> Iterator[Callable[..., Any]]:
+def start(request, warm):
     """`start(arguments, **options)` takes what follows `python` on a command line."""
     # Tests that run in the background of a script ignore Ctrl-C, and so would what they start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,10 +29,10 @@ def start(request: pytest.FixtureRequest, warm: Any) -> Iterator[Callable[..., A
 
 
 @pytest.fixture
-def run(start: Callable[..., Any]) -> Callable[..., Any]:
+def run(start):
     """Like `subprocess.run`, with text."""
 
-    def wait(arguments: list[str], input: str = "", **options: Any) -> Any:
+    def wait(arguments, input="", **options):
         process = start(arguments, stdin=subprocess.PIPE, **PIPES, **options)
         out, err = process.communicate(input, timeout=100)
         return subprocess.CompletedProcess(arguments, process.wait(), out, err)
@@ -62,13 +61,6 @@ def test_exit_codes_outputs_and_exit_hooks(run):
     assert ended.stdout == "HI ['-c', 'x', 'y']\n"
 
 
-def test_the_command_runs(run, tmp_path):
-    ended = run(["-m", "wsa.cli", "list", "--store", str(tmp_path / "none")])
-    assert ended.returncode == 3 and "There is no store" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert run(["-m", "wsa.cli", "-V"]).stdout.startswith("wsa ")
-
-
 def test_a_script_has_its_folder_and_environment(run, tmp_path):
     (tmp_path / "helper.py").write_text("x = 5")
     (tmp_path / "script.py").write_text(
@@ -92,50 +84,6 @@ def test_a_signal_ends_it(start, signum):
     assert (process.returncode, out) == (-signum, ""), err
     assert ("KeyboardInterrupt" in err) == (signum == signal.SIGINT)
     assert process.poll() == -signum and not psutil.pid_exists(process.pid)
-
-
-def test_a_terminated_command_says_so(start, tmp_path):
-    play = ("--game", "Breakout", "--steps", "100000", "--num-envs", "1", "--segment-steps", "32")
-    command = ["-m", "wsa.cli", "collect", *play, "--store", str(tmp_path / "s")]
-    process = start(command, start_new_session=True, **PIPES)
-    wait_until(lambda: list((tmp_path / "s" / "commits").glob("*/*.json")), process)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert err.splitlines()[-1].startswith("wsa collect: terminated."), err
-
-
-def test_its_children_end_with_its_group(start):
-    code = (
-        "import multiprocessing as m, time\nif __name__ == '__main__':\n"
-        " m.get_context('spawn').Process(target=time.sleep, args=(60,)).start()\n"
-        " print('on', flush=True); time.sleep(60)"
-    )
-    process = start(["-c", code], start_new_session=True, stdout=subprocess.PIPE, text=True)
-    process.stdout.readline()
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert children
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait(5) == -9
-    process.stdout.close()
-    assert not psutil.wait_procs(children, timeout=5)[1]
-
-
-def test_a_closed_output_is_no_error(start):
-    reading, writing = os.pipe()
-    os.close(reading)
-    process = start(["-m", "wsa.cli", "--help"], stdout=writing, stderr=subprocess.PIPE, text=True)
-    os.close(writing)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "Traceback" not in err, err
-
-
-def test_outputs_go_to_a_file(start, tmp_path):
-    with (tmp_path / "log").open("w") as file:
-        code = "import sys, os; print(1); os.system('echo 2'); print(3, file=sys.stderr)"
-        process = start(["-c", code], stdout=file, stderr=file)
-    assert process.wait(30) == 0
-    assert sorted((tmp_path / "log").read_text().split()) == ["1", "2", "3"]
 
 
 def test_no_file_handle_is_left_open(warm):

@@ -151,7 +151,7 @@ class Nursery:
         prelude: Code that it runs then, such as the patches of `tests/conftest.py`.
     """
 
-    def __init__(self, modules: Sequence[str] = MODULES, prelude: str = PRELUDE) -> None:
+    def __init__(self, modules: Sequence[str], prelude: str) -> None:
         local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = local
         with remote:
@@ -371,9 +371,9 @@ def _serve(handle: int, prelude: str, modules: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def warm_parent() -> Iterator[Nursery]:
+def warm_parent(modules: Sequence[str] = MODULES, prelude: str = PRELUDE) -> Iterator[Nursery]:
     """A nursery that ends with the session."""
-    nursery = Nursery()
+    nursery = Nursery(modules, prelude)
     try:
         yield nursery
     finally:

@@ -20,25 +20,25 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
-def results(folder: Path) -> list[dict[str, Any]]:
+def results(folder):
     found: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())["sections"]
     return found
 
 
-def test_a_section_that_fails_hangs_or_dies_does_not_stop_the_others(tmp_path: Path) -> None:
-    def fails(add: Any) -> None:
+def test_a_section_that_fails_hangs_or_dies_does_not_stop_the_others(tmp_path):
+    def fails(add):
         add(model="a", rate=1.5)
         raise ValueError("no such thing")
 
-    def hangs(add: Any) -> None:
+    def hangs(add):
         child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
         add(child=child.pid)
         time.sleep(60)
 
-    def dies(add: Any) -> None:
+    def dies(add):
         os._exit(9)
 
-    def works(add: Any) -> None:
+    def works(add):
         add(model="b", rate=1234.6)
         add(model="c", error=0.01234)
 
@@ -63,13 +63,13 @@ def test_a_section_that_fails_hangs_or_dies_does_not_stop_the_others(tmp_path: P
     assert "| b | 1,235 |  |\n| c |  | 0.0123 |" in text
 
 
-def test_what_a_killed_script_had_measured_is_on_disk(tmp_path: Path) -> None:
+def test_what_a_killed_script_had_measured_is_on_disk(tmp_path):
     seen: list[Any] = []
 
-    def works(add: Any) -> None:
+    def works(add):
         add(rate=1.0)
 
-    def looks(add: Any) -> None:
+    def looks(add):
         seen.append(results(tmp_path))
         add(states=[result["state"] for result in seen[0]], rows=seen[0][0]["rows"])
 
@@ -80,13 +80,13 @@ def test_what_a_killed_script_had_measured_is_on_disk(tmp_path: Path) -> None:
     ]
 
 
-def test_all_sections_fit_into_eight_minutes(tmp_path: Path) -> None:
+def test_all_sections_fit_into_eight_minutes(tmp_path):
     planned = gpu.Bench("cuda", gpu.Sizes(), tmp_path).sections()
     assert sum(section.seconds for section in planned) <= 8 * 60 - 10  # Less what imports take.
     assert len({section.title for section in planned}) == len(planned)
 
 
-def test_acting_with_old_weights_is_found() -> None:
+def test_acting_with_old_weights_is_found():
     network = gpu.made_network("cpu")
     states = gpu.torch.randn(2, 4, 3 * gpu.WIDTH)
     assert gpu.follows_weights(gpu.acting(network, states, "eager"), network, states)
@@ -95,7 +95,7 @@ def test_acting_with_old_weights_is_found() -> None:
 
 
 @pytest.mark.slow
-def test_everything_runs_small_on_a_cpu(tmp_path: Path) -> None:
+def test_everything_runs_small_on_a_cpu(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu", "--small", "--device", "cpu"]
     ended = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False

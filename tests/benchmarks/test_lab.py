@@ -15,7 +15,7 @@ from benchmarks.learning import lab
 ROOT = Path(__file__).parents[2]
 
 
-def test_each_part_is_multiplied_by_its_own_factor() -> None:
+def test_each_part_is_multiplied_by_its_own_factor():
     once = lab.Part("once", lab.Cost(3600.0, 1800.0, 7))
     often = lab.Part("often", lab.Cost(36.0, 72.0, 1), 1000)
     assert often.row() == ["often", "36.0", "72.0", "1", "1,000"]
@@ -23,7 +23,7 @@ def test_each_part_is_multiplied_by_its_own_factor() -> None:
     assert row == ["all", "11.0", "1,007", "20.5", "82"]
 
 
-def test_the_seconds_of_updates_come_from_their_logged_rates(tmp_path: Path) -> None:
+def test_the_seconds_of_updates_come_from_their_logged_rates(tmp_path):
     lines: list[dict[str, float]] = [
         {"step": 100, "time/updates_per_s": 50.0},
         {"step": 100, "eval/episodic_return": 1.0},
@@ -35,7 +35,7 @@ def test_the_seconds_of_updates_come_from_their_logged_rates(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_second_user_repeats_a_cell_of_a_small_lab() -> None:
+def test_a_second_user_repeats_a_cell_of_a_small_lab():
     small = [
         "--models", MODEL, "--fusions", "wsa,mean", "--seeds", "1", "--first-steps", "100",
         "--steps", "100", "--updates", "5", "--loop-updates", "1",

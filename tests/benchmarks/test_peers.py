@@ -1,10 +1,5 @@
 """The comparison with peers gives all the same hyperparameters, and reads their games alike."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import msgspec
 import pytest
 
@@ -22,9 +17,7 @@ from wsa.learn.configs.algorithms import PPOConfig
         ("cql", ["wsa, palette"]),
     ],
 )
-def test_the_commands_of_wsa_train_with_the_stated_hyperparameters(
-    method: str, expected: list[str], tmp_path: Path
-) -> None:
+def test_the_commands_of_wsa_train_with_the_stated_hyperparameters(method, expected, tmp_path):
     config = peers.hyperparameters(method, 2048)
     names = []
     for contender in peers.contenders(peers.Options(tmp_path), tmp_path):
@@ -37,8 +30,8 @@ def test_the_commands_of_wsa_train_with_the_stated_hyperparameters(
     assert names == expected
 
 
-def test_peers_get_the_hyperparameters_under_their_names() -> None:
-    def given(method: str) -> dict[str, Any]:
+def test_peers_get_the_hyperparameters_under_their_names():
+    def given(method):
         return msgspec.structs.asdict(peers.hyperparameters(method, 2048))
 
     ppo = sb3.ppo(given("ppo"))
@@ -53,7 +46,7 @@ def test_peers_get_the_hyperparameters_under_their_names() -> None:
     assert (cql["batch_size"], cql["alpha"], cql["target_update_interval"]) == (32, 1.0, 1000)
 
 
-def test_games_are_read_from_both_libraries(tmp_path: Path) -> None:
+def test_games_are_read_from_both_libraries(tmp_path):
     for name in ("wsa", "sb3"):
         (tmp_path / name).mkdir()
     (tmp_path / "wsa/metrics.jsonl").write_text(
@@ -65,7 +58,7 @@ def test_games_are_read_from_both_libraries(tmp_path: Path) -> None:
     assert list(peers.read_games(tmp_path / "sb3")) == [(105.0, -20.0)]
 
 
-def test_a_score_is_reached_once_twenty_games_have_it() -> None:
+def test_a_score_is_reached_once_twenty_games_have_it():
     games = [(minute / 10, -21.0) for minute in range(20)]
     assert peers.minute_of(-21, games) == "1.9"
     assert peers.minute_of(-20, games) == "-"

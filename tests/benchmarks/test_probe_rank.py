@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ from benchmarks.encoding import probe_rank
 SCORES = {"vos": (0.9, 5.0), "okk:random": (0.5, 1.0), "vos:random": (0.7, 3.0)}
 
 
-def reply(command: list[str]) -> dict[str, Any]:
+def reply(command):
     if "eval" in command:
         run = Path(command[command.index("eval") + 1]).name
         (returned,) = [r for n, (_, r) in SCORES.items() if run == f"Pong-{n.replace(':', '-')}-1"]
@@ -30,13 +29,11 @@ def reply(command: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_an_interrupted_ranking_resumes_and_repeats_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
-) -> None:
+def test_an_interrupted_ranking_resumes_and_repeats_nothing(monkeypatch, tmp_path, capsys):
     verbs: list[str] = []
     replies: list[str] = []
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def run(command, **_):
         replies.append(command[3])
         if replies.count("eval") == 2 and "stop" not in replies:
             replies.append("stop")

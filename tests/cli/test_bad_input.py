@@ -1,7 +1,5 @@
 """A command line that cannot work ends in one line that says why and what to do; nothing changes."""
 
-from __future__ import annotations
-
 import io
 import sys
 
@@ -110,9 +108,9 @@ eval run --seed -3
 """
 
 
-def table(text: str) -> list[tuple[str, str]]:
+def table(text):
     """Pairs of a command and its message."""
-    pairs: list[tuple[str, str]] = []
+    pairs = []
     for line in text.strip().splitlines():
         if line.startswith(" "):
             command, message = pairs[-1]
@@ -152,7 +150,7 @@ learn --game Breakout --models vit
 
 
 @pytest.mark.parametrize(("command", "message"), table(MISSING))
-def test_what_does_not_exist_yet_is_named_with_the_command_that_makes_it(
+def test_what_is_missing_is_named_with_the_command_that_makes_it(
     filled, unchanged, command, message
 ):
     with unchanged():
@@ -187,7 +185,7 @@ class _Terminal(io.StringIO):
 
     encoding = "utf-8"
 
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 

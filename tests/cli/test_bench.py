@@ -45,7 +45,7 @@ class Benched(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def benched(two_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Benched:
+def benched(two_models, tmp_path_factory):
     """A finished bench of three runs; a test that continues it takes `bench`, a copy."""
     folder = tmp_path_factory.mktemp("bench")
     commands = ((*BENCH, *GRID, "--dry-run", "--json"), (*BENCH, *GRID))
@@ -54,7 +54,7 @@ def benched(two_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench
 
 
 @pytest.fixture
-def bench(benched: Benched, tmp_path: Path) -> Path:
+def bench(benched, tmp_path):
     return Path(shutil.copytree(benched.folder, tmp_path / "bench"))
 
 

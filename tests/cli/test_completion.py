@@ -1,7 +1,5 @@
 """`wsa completion`: completion scripts for bash, zsh and fish."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 

@@ -1,7 +1,5 @@
 """Without `--models`: the encoders that come with wsa, and in a store of the paper's, their roles."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -20,14 +18,14 @@ ENCODE_DEFAULT = ("encode", "--scheduler", "inproc")
 COLLECT = ("collect", "--game", "Pong", "--num-envs", 2, "--steps")
 
 
-def planned_models(outcome) -> tuple[list[str], str]:
+def planned_models(outcome):
     """Keys of the models that a run fuses, and the one that gives the context."""
     assert outcome.code == 0, outcome.err
     models, context = re.findall(r"; models ([^;]+); (?:context ([^;\s]+))?", outcome.err)[0]
     return models.split(", "), context
 
 
-def aliases(keys: list[str]) -> list[str]:
+def aliases(keys):
     return sorted(names.key_alias(key) for key in keys)
 
 
@@ -61,7 +59,7 @@ def test_of_the_papers_encoders_ae_gives_the_context(wsa):
     for models in ("sr:random", "ae,sr,okk,vos"):
         assert wsa("encode", "--models", models, "--scheduler", "inproc").code == 0
 
-    def plan(*options: str) -> tuple[list[str], str]:
+    def plan(*options):
         keys, context = planned_models(wsa(*OFFLINE, *options, "--dry-run"))
         return aliases(keys), context if context == "mean" else names.key_alias(context)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import zarr
 from command_kit import COLLECT, ENCODE
 
-from wsa.learn.envs import atari
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -54,44 +52,6 @@ def test_exported_play_is_imported_unchanged(wsa, tmp_path):
     assert wsa(*ENCODE).code == wsa("merge", "store", "--store", "other").code == 0
     encoded = wsa(*ENCODE, "--store", "other", "--json").json
     assert encoded["passes"] == 0 and encoded["copied"] > 0
-
-
-@pytest.mark.slow
-def test_imported_play_is_encoded_learned_from_and_verified(wsa, tmp_path):
-    atari.quiet_emulator()
-    atari.games()
-    env = gymnasium.make("ALE/Breakout-v5", repeat_action_probability=0)
-    generator = np.random.default_rng(1)
-    columns: dict[str, Any] = {name: [] for name in ("observations", "actions", "rewards")}
-    for episode in range(2):
-        frame, _ = env.reset(seed=episode)
-        for step in range(41):
-            columns["observations"].append(frame)
-            action = int(generator.integers(4)) if step < 40 else -1
-            columns["actions"].append(action)
-            reward = 0
-            if action >= 0:
-                frame, reward, *_ = env.step(action)
-            columns["rewards"].append(reward)
-    env.close()
-    ends = np.zeros(82, np.bool_)
-    np.savez("play.npz", **columns, terminations=ends, truncations=ends)
-    command = ("import", "arrays", "play.npz", "--game", "Breakout", "--policy", "mine")
-    assert wsa(*command).code == 2
-    command = (*command, "--frame-skip", 4, "--sticky", 0, "--segment-steps", 32)
-    dry = wsa(*command, "--dry-run", "--json").json
-    assert (dry["steps"], dry["missing"], dry["segments"], dry["episodes"]) == (80, 80, 3, 2)
-    assert not (tmp_path / "store").exists()
-    outcome = wsa(*command)
-    assert outcome.code == 0, outcome.err
-    assert "protocol custom (sticky actions 0, up to 0 no-ops, 4 actions, skip 4" in outcome.err
-    learn = ("learn", "--game", "Breakout", "--updates", 3, "--run-dir", "run", "--batch-size", 4)
-    for following in (ENCODE, learn, ("verify",)):
-        outcome = wsa(*following)
-        assert outcome.code == 0, outcome.err
-    card = wsa("show", "Breakout", "--json").json
-    assert card["policies"]["mine"]["episodes"] == 2
-    assert card["protocols"][0]["name"] == "custom"
 
 
 def test_an_export_has_every_row_and_says_where_it_is_from(filled, key, unchanged):

@@ -1,7 +1,5 @@
 """Help, version, examples, and what is imported to give them."""
 
-from __future__ import annotations
-
 import pkgutil
 import re
 import shlex
@@ -73,11 +71,6 @@ def test_help_of_a_command_ends_with_an_example_that_parses(wsa, command):
     assert verb == command.split()[0]
     assert cli.parse(verb, rest) is not None
     assert callable(pkgutil.resolve_name(cli.VERBS[verb].function))
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "scale --during"])
-def test_help_of_a_study_has_its_own_example(wsa, kind):
-    assert f"  wsa study {kind} " in wsa("study", *kind.split(), "--help").out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

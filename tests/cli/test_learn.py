@@ -1,15 +1,10 @@
 """What `wsa learn` takes: algorithms, fusions, variants, and runs that begin from others."""
 
-from __future__ import annotations
-
 import pytest
 from command_kit import (
-    ALIAS,
     COLLECT,
     ENCODE,
     LEARN,
-    OTHER_ALIAS,
-    OTHER_MODEL,
     read_config,
     read_csv,
 )
@@ -17,37 +12,6 @@ from command_kit import (
 from wsa.learn.runs import train
 
 UPDATES = (*LEARN, "--updates", 4)
-
-
-@pytest.mark.slow
-def test_models_join_and_leave_a_run(filled, tmp_path):
-    encode = ("encode", "--models", OTHER_MODEL, "--output", "pooled", "--scheduler", "inproc")
-    assert filled(*encode).code == 0
-    first = filled(*UPDATES, "--models", ALIAS, "--run-dir", "one")
-    assert first.code == 0, first.err
-    begin = ("learn", "--game", "Breakout", "--batch-size", 4, "--updates", 4)
-    more = filled(*begin, "--init", "one", "--add", OTHER_ALIAS, "--run-dir", "two", "--json")
-    assert more.json["updates"] == 4
-    one, two = (read_config(tmp_path / run) for run in ("one", "two"))
-    keys = two["models"]
-    assert [key.rpartition("-")[0] for key in keys] == [ALIAS, OTHER_ALIAS]
-    assert two["network"] == one["network"]
-    fewer = filled(*begin, "--init", "two", "--drop", ALIAS, "--algo", "bc", "--run-dir", "three")
-    assert fewer.code == 0, fewer.err
-    assert read_config(tmp_path / "three")["models"] == keys[1:]
-    for options, message in (
-        (("--init", "two", "--models", ALIAS), "--models differ from those of two"),
-        (("--init", "two", "--fusion-size", "16"), "--fusion-size 16: --init two starts"),
-        (("--init", "two", "--clip-embeddings", "3"), "with --clip-embeddings 5.0, and keeps it"),
-        (("--init", "two", "--drop", "vit"), "--drop vit: the run's models are"),
-        (("--init", "two", "--add", ALIAS), f"--add {keys[0]}: the run already has this model"),
-        (("--init", "two", "--context", OTHER_ALIAS), "the context of two is mean"),
-        (("--init", "nowhere"), "nowhere/checkpoints has no checkpoint"),
-        (("--add", OTHER_ALIAS), "name the run with --init"),
-    ):
-        outcome = filled(*begin, *options, "--run-dir", "no")
-        assert outcome.code in (2, 3) and message in outcome.error, outcome.err
-        assert outcome.err.count("\n") <= 2 and not (tmp_path / "no").exists()
 
 
 @pytest.mark.slow
@@ -62,13 +26,6 @@ def test_the_best_checkpoint_is_played_only_on_request(filled, tmp_path):
     assert policies == ["run", "random", "best", "random"]
     outcome = filled("eval", "run", "--checkpoint", "best")
     assert outcome.code == 3 and "--save-best" in outcome.error
-
-
-@pytest.mark.slow  # `learn/test_run.py` plays variants through the library.
-def test_a_variant_is_played_and_named(filled, tmp_path):
-    played = filled("eval", "run", "--episodes", 1, "--variant", "look:grey+noise=0.1", "--json")
-    assert played.json["variant"] == "look:grey+noise=0.1"
-    assert "look:grey+noise=0.1" in (tmp_path / "run" / "eval.csv").read_text()
 
 
 def test_a_misspelled_variant_is_refused(filled):

@@ -1,17 +1,13 @@
 """`wsa models`, `wsa models check`, and the estimates of `wsa encode --dry-run`."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from command_kit import read_json
 
 from wsa.encode.jobs.dry_run import estimate, measure_model
 from wsa.encode.jobs.encoding import Encoding
-from wsa.encode.models.registry import known_aliases, parse_request
+from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import probe_frames
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -37,16 +33,11 @@ def steady():
 
 
 @pytest.fixture
-def networks(wsa, tmp_path: Path) -> Iterator[None]:
+def networks(wsa, tmp_path):
     """A module of networks in the current folder."""
     (tmp_path / "cli_networks.py").write_text(NETWORKS)
     yield
     sys.modules.pop("cli_networks", None)
-
-
-def test_every_alias_is_listed_with_its_license(wsa):
-    listed = wsa("models", "--json").json["aliases"]
-    assert set(listed) == set(known_aliases()) and all(one["licence"] for one in listed.values())
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """Fusions, algorithms and policies of a user: the examples of the guides, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import re
 import socket
@@ -24,7 +22,7 @@ FUSION, ALGORITHM = "own_fusion:Static", "own_algorithm:WeightedBC"
 POLICY = "own_policy:Repeating"
 
 
-def read_example(guide: str) -> tuple[str, str]:
+def read_example(guide):
     """Name and source of the module that a guide shows."""
     (block,) = BLOCK.findall((GUIDES / guide).read_text())
     return block
@@ -43,11 +41,6 @@ def own(filled, tmp_path, monkeypatch):
 def forget_names():
     """Forget the modules that earlier commands named, as a new process does."""
     user_code._typed.clear()
-
-
-@pytest.mark.parametrize("guide", ["own-fusion.md", "own-algorithm.md", "own-policy.md"])
-def test_an_example_has_at_most_forty_lines(guide):
-    assert len(read_example(guide)[1].splitlines()) <= 40
 
 
 @pytest.mark.slow
@@ -130,9 +123,7 @@ def test_an_own_model_is_imported_where_it_is_named(own, tmp_path):
         ("broken_net:make", 4, "broken_net:make raised ZeroDivisionError"),
     ],
 )
-def test_a_misspelled_model_is_reported_before_any_worker_starts(
-    own, tmp_path, monkeypatch, name, code, message
-):
+def test_a_misspelled_model_is_reported_at_once(own, tmp_path, monkeypatch, name, code, message):
     def connect(*arguments, **options):
         pytest.fail("workers start")
 

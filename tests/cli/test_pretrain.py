@@ -1,13 +1,5 @@
 """`wsa pretrain`: training the encoders of the paper, its plan, and what it refuses."""
 
-from __future__ import annotations
-
-import json
-import os
-import signal
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from wsa.learn.pretrain import trainer
@@ -40,25 +32,6 @@ def test_an_encoder_is_trained_once_and_described(filled, tmp_path, unchanged):
     with unchanged():
         outcome = filled(*PRETRAIN, "--seed", 9)
     assert outcome.code == 4 and "its seed differ" in outcome.error
-
-
-@pytest.mark.slow
-def test_an_interrupted_training_resumes(filled, tmp_path, monkeypatch):
-    draw = trainer.Examples.draw
-
-    def draw_and_interrupt(self: Any, seed: int, step: int, size: int) -> Any:
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return draw(self, seed, step, size)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Examples, "draw", draw_and_interrupt)
-        outcome = filled(*PRETRAIN)
-    assert outcome.code == 130 and "the same command continues" in outcome.error
-    assert not (tmp_path / "new/ae/manifest.json").exists()
-    assert filled(*PRETRAIN).code == 0
-    steps = [json.loads(x)["step"] for x in Path("new/ae/metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3]
 
 
 def test_a_dry_run_changes_nothing(filled, unchanged):

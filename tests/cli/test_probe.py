@@ -1,7 +1,5 @@
 """`wsa probe`: its tables, JSON, dry run, and what it refuses."""
 
-from __future__ import annotations
-
 import csv
 import json
 

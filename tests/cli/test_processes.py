@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,9 @@ COLLECT = ("collect", "--game", "Breakout", "--num-envs", "2", "--segment-steps"
 ENCODE = ("encode", "--models", MODEL, "--output", "grid:1", "--device", "cpu")
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
-Begin = Callable[..., Any]  # As `subprocess.Popen`.
-
 
 @pytest.fixture
-def begin(filled, tmp_path, warm) -> Iterator[Begin]:
+def begin(filled, tmp_path, warm):
     """`begin(*arguments)` starts the command as a terminal does: leading its own processes.
 
     A `cold` one imports what it needs, which takes seconds.
@@ -35,7 +32,7 @@ def begin(filled, tmp_path, warm) -> Iterator[Begin]:
     # Tests that run in the background of a script ignore Ctrl-C, and so would what they start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def start(*arguments: object, cold: bool = False) -> Any:
+    def start(*arguments, cold=False):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         command = ["-m", "wsa.cli", *map(str, arguments)]
         process = (
@@ -54,12 +51,12 @@ def begin(filled, tmp_path, warm) -> Iterator[Begin]:
         process.communicate()
 
 
-def last_words(verb: str, signum: signal.Signals = signal.SIGINT) -> str:
+def last_words(verb, signum=signal.SIGINT):
     """The last line of a command that a signal ended."""
     return f"wsa {verb}: {ENDED[signum]}. Nothing committed is lost; the same command continues."
 
 
-def interrupt(process: subprocess.Popen[str], signum: signal.Signals = signal.SIGINT) -> str:
+def interrupt(process, signum=signal.SIGINT):
     """End a process by a signal, check that its children end too, and return its last line.
 
     Ctrl-C goes to all of the process's group; SIGTERM, as from `kill` and from most job managers,
@@ -81,18 +78,18 @@ def interrupt(process: subprocess.Popen[str], signum: signal.Signals = signal.SI
     return err.splitlines()[-1]
 
 
-def handles(pid: int, signum: signal.Signals) -> bool:
+def handles(pid, signum):
     """Whether a process has installed a handler of its own; wsa's does as soon as it runs."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     (caught,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
     return bool(caught >> signum - 1 & 1)
 
 
-def count_records(folder: Path) -> int:
+def count_records(folder):
     return len(list((folder / "store" / "commits").glob("*/*.json")))
 
 
-def wait_for_records(process: Any, folder: Path, more: int) -> None:
+def wait_for_records(process, folder, more):
     """Wait until a process has committed so many objects."""
     enough = count_records(folder) + more
     wait_until(lambda: count_records(folder) >= enough, process)
@@ -184,20 +181,6 @@ def test_two_commands_at_once_share_the_work(filled, begin, verb):
     if verb == "collect":  # Each counts what it committed itself.
         total = filled("list", "--json").json["Breakout"]["steps"]
         assert sum(json.loads(out)["steps"] for out, _ in outputs) + 200 == total
-
-
-@pytest.mark.slow
-def test_of_two_trainings_into_one_run_one_is_refused(filled, begin):
-    command = (*LEARN, "--updates", "300", "--run-dir", "new")
-    both = [begin(*command) for _ in range(2)]
-    errors = [process.communicate(timeout=120)[1] for process in both]
-    codes = [process.returncode for process in both]
-    assert sorted(codes) in ([0, 4], [0, 0]), errors
-    if 4 in codes:
-        assert errors[codes.index(4)].splitlines()[-1] == (
-            "wsa learn: Another process is training new. Wait for it, or give another --run-dir."
-        )
-    assert filled(*command, "--json").json["updates"] == 0
 
 
 @pytest.mark.slow

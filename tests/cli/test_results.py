@@ -137,26 +137,6 @@ def test_list_counts_games_and_what_is_encoded(filled, key):
     assert filled("list", "--games", "--json").json == games
 
 
-def test_show_prints_every_detail_of_the_protocol(filled, key):
-    out = filled("show", "Breakout").out
-    for line in (
-        "name               classic",
-        "frame skip         4",
-        "sticky             0",
-        "noop max           30",
-        "fire reset         yes",
-        "full action space  no",
-        "max pool           yes",
-        "max steps          150",
-        "actions            NOOP, FIRE, RIGHT, LEFT",
-    ):
-        assert f"  {line}\n" in out
-    assert f"  {key}  1.00\n" in out and "(random weights)" in out
-    card = filled("show", "Breakout", "--json").json
-    assert card["protocols"][0]["sticky"] == 0
-    assert card["emulator"][0].startswith("ale-py ")
-
-
 def test_show_takes_a_game_a_segment_or_a_model(filled, key):
     assert filled("show", key, "--json").json["games"] == {"Breakout": "4 of 4 segments"}
     assert "Breakout  4 of 4 segments" in filled("show", key).out

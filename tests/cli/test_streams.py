@@ -1,7 +1,5 @@
 """Output without a reader, terminals, closed streams, and folders that are gone: work goes on."""
 
-from __future__ import annotations
-
 import os
 import pty
 import subprocess
@@ -29,7 +27,7 @@ def no_reader():
     os.close(writing)
 
 
-def shell(script: str, **options) -> subprocess.CompletedProcess[str]:
+def shell(script, **options):
     """Run a script in which `wsa` is the command."""
     script = f'wsa() {{ {sys.executable} -m wsa.cli "$@"; }}; {script}'
     return subprocess.run(
@@ -102,7 +100,7 @@ def test_an_error_on_a_real_terminal_is_one_plain_line():
 
 
 def test_a_user_without_a_home_is_asked_for_a_place(monkeypatch, capsys):
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_, **__):
         raise RuntimeError("could not determine the home directory")
 
     for name in ("WSA_STORE", "WSA_CACHE"):
@@ -118,7 +116,7 @@ def test_a_user_without_a_home_is_asked_for_a_place(monkeypatch, capsys):
 
 
 def test_an_encoding_without_a_folder_for_its_report_is_done(filled, monkeypatch):
-    def fail(*_: object) -> None:
+    def fail(*_):
         raise RuntimeError("could not determine the home directory")
 
     monkeypatch.delenv("WSA_CACHE")

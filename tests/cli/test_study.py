@@ -1,12 +1,8 @@
 """`wsa study` as a user meets it: refused options, games played once, and studies that continue."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from command_kit import ALIAS as RESNET
@@ -27,7 +23,7 @@ COMBINE = ("study", "combine", "--games", "Breakout", "--models", f"{RESNET},{VI
 
 
 @pytest.fixture(scope="module")
-def trained(two_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(two_models, tmp_path_factory):
     """A run on the store of two models, and its evaluation."""
     folder = tmp_path_factory.mktemp("trained")
     learn = ("learn", "--game", "Breakout", "--updates", 4, *LEARN, "--run-dir", "run")
@@ -51,9 +47,7 @@ def trained(two_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("scale", "--during", "--online", "--algo", "ppo", "--models", "a,b"), 2, "--online"),
     ],
 )
-def test_an_impossible_study_is_refused_before_it_begins(
-    ready, trained, tmp_path, arguments, code, message
-):
+def test_an_impossible_study_is_refused_at_once(ready, trained, tmp_path, arguments, code, message):
     outcome = ready("study", *(trained if a == "run" else a for a in arguments))
     assert outcome.code == code and message in outcome.error, outcome.err
     assert "Traceback" not in outcome.err and not (tmp_path / "study").exists()
@@ -96,7 +90,7 @@ def test_a_study_finds_a_store_that_has_moved(ready, trained, tmp_path):
 
 
 @contextlib.contextmanager
-def interrupting_the_third_play() -> Iterator[None]:
+def interrupting_the_third_play():
     """Press Ctrl-C when a study plays its games for the third time."""
     play, calls = Games.play, itertools.count(1)
 

@@ -1,7 +1,5 @@
 """`wsa verify`, `wsa sweep` and `wsa du` as an administrator meets them."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

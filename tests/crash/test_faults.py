@@ -1,7 +1,5 @@
 """P1: a fault at any call of a writer leaves no torn object, and the next run completes the work."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 
@@ -15,7 +13,6 @@ from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.testing import (
-    Fault,
     FaultyBackend,
     Killed,
     MemoryBackend,
@@ -25,7 +22,7 @@ from wsa.store.testing import (
     unnamed,
 )
 
-FAULTS: list[Fault] = ["fail", "cut", "lose", "late", "full", "kill"]
+FAULTS = ["fail", "cut", "lose", "late", "full", "kill"]
 
 
 @pytest.fixture(params=["segment", "embedding", "model"])

@@ -1,19 +1,15 @@
 """P10: a full disk loses nothing committed, and the same command completes once there is room."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
-import io
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 
 import numpy as np
 import pytest
+from command_kit import run as wsa
 
-from wsa import cli
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import StorageError
@@ -30,7 +26,7 @@ class Disk:
 
     def __init__(self, monkeypatch, code=errno.ENOSPC):
         self.calls = 0
-        self.full: Callable[[int], bool] = lambda number: False
+        self.full = lambda number: False
         self.code = code
         for name in ("fsync", "link", "mkdir", "open"):
             monkeypatch.setattr(os, name, self._watch(getattr(os, name)))
@@ -182,14 +178,6 @@ def test_a_disk_without_free_inodes(small_disk, files):
     assert len(check_store(open_store(str(store)), WORKS)) == 4
 
 
-def wsa(*arguments):
-    """Run wsa; its exit code and the last line of its error output."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([str(argument) for argument in arguments])
-    return code, err.getvalue().rstrip("\n").rpartition("\n")[2]
-
-
 def test_collect_and_encode_continue_once_there_is_room(small_disk, monkeypatch, tmp_path):
     disk = small_disk("size=8m")
     monkeypatch.setenv("WSA_STORE", str(disk / "store"))
@@ -200,12 +188,13 @@ def test_collect_and_encode_continue_once_there_is_room(small_disk, monkeypatch,
     encode = ("encode", "--models", model, "--output", "pooled", "--scheduler", "inproc")
     for command, leave, objects in ((collect, 40 << 10, 4), (encode, 8 << 10, 4 + 1 + 2)):
         fill(disk, leave)
-        code, error = wsa(*command)
-        assert code == 6 and "No room left" in error and "same command again" in error
-        assert wsa("verify")[0] == 0
+        outcome = wsa(*command)
+        assert outcome.code == 6 and "No room left" in outcome.error
+        assert "same command again" in outcome.error
+        assert wsa("verify").code == 0
         (disk / "ballast").unlink()
-        assert wsa(*command)[0] == 0
-        assert wsa("verify")[0] == 0
+        assert wsa(*command).code == 0
+        assert wsa("verify").code == 0
         assert len(take_snapshot(open_store(str(disk / "store"))).commits) == objects
 
 

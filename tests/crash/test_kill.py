@@ -1,7 +1,5 @@
 """P1, P2, P3: writers are killed and write concurrently; nothing acknowledged is lost."""
 
-from __future__ import annotations
-
 import random
 import re
 import time
@@ -41,7 +39,7 @@ def kill_often(kit, nursery, folder, moments, size, seed):
     models = [kit.key(alias) for alias in ALIASES]
     numbers = list(range(size))
     metas, paths = plan(kit, numbers)
-    committed: set[str] = set()
+    committed = set()
     killed = torn = finished = attempts = 0
     while moments or committed:  # Fill one store after the other.
         url = str(folder / f"store{finished}")
@@ -58,7 +56,7 @@ def kill_often(kit, nursery, folder, moments, size, seed):
                 child = nursery.start("write_all", url, numbers, ALIASES)
                 assert child.wait_for(min(rng.choice([0, len(committed) + 1]), len(paths)), 60)
                 time.sleep(rng.random() * 0.03)
-                child.kill()
+                child.process.kill()
             killed += nursery.wait(child) == [-9]
         committed |= acknowledged(child)
         store = open_store(url, create=True)
@@ -113,7 +111,7 @@ def test_a_writer_killed_200_times_loses_nothing_acknowledged(tmp_path, kit, nur
 def write_side_by_side(kit, nursery, url, processes, rounds, size, seed):
     """Let processes write overlapping sets in different orders; kill one in every third round."""
     rng = random.Random(seed)
-    everything: set[str] = set()
+    everything = set()
     for turn in range(rounds):
         numbers = list(range(turn * size, (turn + 1) * size))
         metas, paths = plan(kit, numbers)
@@ -126,7 +124,7 @@ def write_side_by_side(kit, nursery, url, processes, rounds, size, seed):
         children.append(nursery.start("write_all", url, rng.sample(numbers, size), ALIASES))
         if turn % 3 == 2:
             time.sleep(rng.random() * 0.1)
-            children[0].kill()
+            children[0].process.kill()
         codes = nursery.wait(*children)
         assert set(codes[1:]) == {0} and codes[0] in (0, -9)
         won = [line.split()[0] for child in children for line in child.said() if line.endswith("1")]

@@ -1,7 +1,5 @@
 """P2: readers draw batches while writers commit, and no batch mixes two states."""
 
-from __future__ import annotations
-
 import pytest
 
 from wsa.store.maintenance.verify import verify

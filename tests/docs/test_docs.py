@@ -1,7 +1,5 @@
 """The documentation is true: commands parse, links lead somewhere, and every verb is described."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import shlex
@@ -19,7 +17,7 @@ REDIRECTION = re.compile(r" 2?> \S+")
 LINK = re.compile(r"\]\(([^)#]+?\.md|[^)#]+/)\)")
 
 
-def shown_commands(page: Path) -> list[str]:
+def shown_commands(page):
     """The `wsa` command lines of a page's blocks, without comments and redirections."""
     lines = [line for block in BLOCK.findall(page.read_text()) for line in block.splitlines()]
     commands = [REDIRECTION.sub("", line.partition("  #")[0]) for line in lines]

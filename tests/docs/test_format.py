@@ -21,7 +21,7 @@ STEPS = 60
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, stacked) -> Path:
+def folder(tmp_path_factory, stacked):
     """A store of episodes that segments cut, encoded by a model of one frame and one of four."""
     folder = tmp_path_factory.mktemp("format")
     collect = ("collect", "--game", "Breakout", "--steps", STEPS, "--num-envs", 2,
@@ -31,15 +31,15 @@ def folder(tmp_path_factory, stacked) -> Path:
     return folder / "store"
 
 
-def records(folder: Path) -> list[dict]:
+def records(folder):
     return [json.loads(path.read_text()) for path in sorted(folder.glob("commits/*/*.json"))]
 
 
-def canonical(value: object) -> bytes:
+def canonical(value):
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def place(meta: dict) -> str:
+def place(meta):
     if meta["type"] in ("segment", "frames"):
         return f"games/{meta['game']}/{meta['type'].rstrip('s')}s/{meta['segment']}"
     if meta["type"] == "embedding":
@@ -47,7 +47,7 @@ def place(meta: dict) -> str:
     return f"models/{meta['model']}"
 
 
-def arrays(folder: Path, record: dict) -> dict[str, Any]:
+def arrays(folder, record) -> dict[str, Any]:
     where = folder / place(record["meta"]) / record["attempt"]
     group = zarr.open_group(where, mode="r", zarr_format=3)
     return {name: array[:] for name, array in group.arrays()}
@@ -130,7 +130,7 @@ def test_embeddings_have_the_shapes_that_their_models_state(folder):
         assert meta["model"] == f"{spec['alias']}-{identity}"
 
 
-def windows(row: dict[str, Any], size: int) -> list[list[int]]:
+def windows(row, size):
     """The rows of the window at each row, as the page defines it."""
     windows_of_rows = []
     for at in range(len(row["is_first"])):
@@ -140,7 +140,7 @@ def windows(row: dict[str, Any], size: int) -> list[list[int]]:
 
 
 def test_equal_windows_have_equal_embeddings_and_went_through_the_model_once(folder):
-    seen: dict[bytes, bytes] = {}
+    seen = {}
     passes = cut = 0
     segments = {
         r["meta"]["segment"]: arrays(folder, r)

@@ -1,7 +1,5 @@
 """Words that the documentation, the help, and the messages avoid; CONTRIBUTING.md has the style."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -15,7 +13,7 @@ BRITISH = re.compile(r"(behaviour|colour|neighbour|catalogue|[^`_]licence|normal
 CODE = re.compile(r"^```.*?^```|`[^`]+`|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
 
 
-def matches(pattern: re.Pattern[str], name: str, text: str) -> list[str]:
+def matches(pattern, name, text):
     return [f"{name}: {match[0]}" for match in pattern.finditer(text)]
 
 
@@ -23,7 +21,7 @@ def test_words_are_plain_and_american():
     rooms = ("store", "encode", "learn", "docs", "benchmarks")
     files = [*ROOT.glob("*.md"), *ROOT.glob("*.py"), *(ROOT / "docs").rglob("*.md")]
     files += [path for room in rooms for path in (ROOT / room).rglob("*.py")]
-    odd: list[str] = []
+    odd = []
     for path in files:
         name, text = path.relative_to(ROOT).as_posix(), path.read_text()
         odd += matches(WORDS, name, text)

@@ -1,7 +1,5 @@
 """The pages about Python: their examples run, and the reference is up to date."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -31,7 +29,7 @@ def folder(tmp_path, monkeypatch):
 def test_the_examples_of_the_guide_run(folder):
     blocks = BLOCK.findall((ROOT / "docs/howto/python.md").read_text())
     assert len(blocks) > 6
-    scope: dict[str, object] = {}
+    scope = {}
     for number, block in enumerate(blocks):
         exec(compile(block, f"howto/python.md, block {number}", "exec"), scope)  # noqa: S102
     assert (folder / "runs/first/config.json").exists()
@@ -41,7 +39,7 @@ def test_the_examples_of_the_guide_run(folder):
 def test_the_notebook_runs(folder, capsys):
     notebook = json.loads((ROOT / "docs/tutorial/python.ipynb").read_text())
     assert notebook["nbformat"] == 4
-    scope: dict[str, object] = {}
+    scope = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             source = "".join(cell["source"])

@@ -1,10 +1,7 @@
 """Faults of the site that `make docs` does not report: navigation, links, and lists."""
 
-from __future__ import annotations
-
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -15,7 +12,7 @@ FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 CLOSE_LIST = re.compile(r"^(?![-*] |\d+\. |#|\s|$).*\n(?:[-*]|\d+\.) .*", re.MULTILINE)
 
 
-def pages_of(entry: object) -> Iterator[str]:
+def pages_of(entry):
     """The pages of a navigation, in its order."""
     if isinstance(entry, str):
         yield entry

@@ -7,17 +7,16 @@ trained weights use the EfficientNet-Lites.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import command_kit
 import numpy as np
 import pytest
 import torch
@@ -25,7 +24,6 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsa import cli
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.dry_run import Estimate, estimate, measure_model
@@ -33,7 +31,7 @@ from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import EncodeReport, encode
 from wsa.encode.models import networks, registry
 from wsa.encode.models.custom import Input, UserModel
-from wsa.encode.models.paper.base import Trainee, TrainingInput
+from wsa.encode.models.paper.base import TrainingInput
 from wsa.encode.models.registry import Request
 from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import identity, probe_frames
@@ -45,7 +43,7 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.format import arrays as layout
 from wsa.store.format.records import SegmentMeta
-from wsa.store.objects import writer
+from wsa.store.objects import flat_map, writer
 from wsa.store.objects.model_spec import parse_output
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
@@ -161,16 +159,22 @@ def encode_all() -> Callable[..., EncodeReport]:
 
 
 @pytest.fixture(scope="session")
+def emptied() -> Callable[[flat_map.FlatMap], Any]:
+    """The models of a flat map without any of its frames, so that every frame has to run."""
+
+    def empty(known: flat_map.FlatMap) -> Any:
+        blank: Any = copy.copy(known)
+        blank.digests = known.digests[:0]
+        blank.window_digests = lambda window: blank.digests
+        return blank
+
+    return empty
+
+
+@pytest.fixture(scope="session")
 def run_wsa() -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process: `run_wsa("status")` returns exit code, output, and errors."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = cli.main(arguments)
-        return code, out.getvalue(), err.getvalue()
-
-    return run
+    return command_kit.run
 
 
 @pytest.fixture
@@ -329,24 +333,6 @@ def read_examples(atari_store: Backend) -> Callable[..., Examples]:
         return examples
 
     return read_copy
-
-
-@pytest.fixture(scope="session")
-def overfit() -> Callable[..., list[float]]:
-    """Train on one batch repeatedly and return the losses: `overfit(trainee, batch, steps, rate)`."""
-
-    def train(trainee: Trainee, batch: torch.Tensor, steps: int, rate: float) -> list[float]:
-        optimizer = torch.optim.Adam(trainee.parameters(), rate)
-        losses = []
-        for _ in range(steps):
-            loss, _ = trainee.loss(batch, 0)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses
-
-    return train
 
 
 @pytest.fixture(scope="session")

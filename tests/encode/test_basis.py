@@ -1,7 +1,5 @@
 """Reductions: bases from a principal component analysis, and random projections."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np
@@ -9,14 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from torch import Tensor
 
 from wsa.encode.inference import reduction as bases
 from wsa.store.common.errors import UsageError
 
 
-def make_features(seed: int, count: int, places: int, width: int) -> Tensor:
+def make_features(seed, count, places, width):
     """Features with a different spread in each direction, so that principal axes are well defined."""
     rng = np.random.default_rng(seed)
     size = places * width
@@ -25,7 +21,7 @@ def make_features(seed: int, count: int, places: int, width: int) -> Tensor:
     return torch.tensor(rotated.reshape(count, places, width), dtype=torch.float32)
 
 
-def svd(features: Tensor, numbers: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def svd(features, numbers):
     """Mean and leading directions (D, K), computed with numpy."""
     flat = features.flatten(1).double().numpy()
     mean = flat.mean(axis=0)
@@ -39,9 +35,7 @@ def svd(features: Tensor, numbers: int) -> tuple[NDArray[np.float64], NDArray[np
     places=st.sampled_from([1, 4]),
     numbers=st.integers(1, 4),
 )
-def test_a_basis_spans_the_leading_singular_vectors(
-    seed: int, count: int, places: int, numbers: int
-) -> None:
+def test_a_basis_spans_the_leading_singular_vectors(seed, count, places, numbers):
     features = make_features(
         seed, count, places, 5
     )  # Fewer channels than CHANNELS, so the channel step is skipped.
@@ -52,7 +46,7 @@ def test_a_basis_spans_the_leading_singular_vectors(
     np.testing.assert_allclose(grid @ grid.T, directions @ directions.T, atol=4e-3)
 
 
-def test_coordinates_are_centered_and_ordered_by_variance() -> None:
+def test_coordinates_are_centered_and_ordered_by_variance():
     features = make_features(0, 60, 4, 5)
     coordinates = bases.fit(features, 6)(features).double().numpy()
     assert coordinates.shape == (60, 6)
@@ -63,7 +57,7 @@ def test_coordinates_are_centered_and_ordered_by_variance() -> None:
     assert (np.diff(coordinates.var(axis=0)) < 0).all()
 
 
-def test_the_channel_step_loses_little_variance_of_correlated_channels() -> None:
+def test_the_channel_step_loses_little_variance_of_correlated_channels():
     rng = np.random.default_rng(3)
     width, rank = bases.CHANNELS + 40, 20
     low = rng.normal(size=(120, 4, rank)) @ rng.normal(size=(rank, width))
@@ -75,7 +69,7 @@ def test_the_channel_step_loses_little_variance_of_correlated_channels() -> None
     assert fitted(features).double().numpy().var(axis=0).sum() / best == pytest.approx(1, abs=5e-3)
 
 
-def test_a_fit_is_reproducible_and_its_signs_are_fixed() -> None:
+def test_a_fit_is_reproducible_and_its_signs_are_fixed():
     features = make_features(5, 30, 4, 6)
     one, two = bases.fit(features, 5), bases.fit(features.clone(), 5)
     assert bases.save(one) == bases.save(two)
@@ -86,7 +80,7 @@ def test_a_fit_is_reproducible_and_its_signs_are_fixed() -> None:
     torch.testing.assert_close(moved.grid, one.grid, atol=5e-3, rtol=0)
 
 
-def test_a_saved_basis_gives_the_same_coordinates() -> None:
+def test_a_saved_basis_gives_the_same_coordinates():
     features = make_features(6, 30, 4, 6)
     fitted = bases.fit(features, 5)
     loaded = bases.load(bases.save(fitted))
@@ -95,7 +89,7 @@ def test_a_saved_basis_gives_the_same_coordinates() -> None:
 
 
 @pytest.mark.parametrize("kind", ["basis", "projection"])
-def test_a_reduced_row_does_not_depend_on_other_rows(kind: str) -> None:
+def test_a_reduced_row_does_not_depend_on_other_rows(kind):
     features = make_features(7, 30, 9, 40)
     reduce = bases.fit(features, 20) if kind == "basis" else bases.Projection(20)
     together = reduce(features)
@@ -106,9 +100,7 @@ def test_a_reduced_row_does_not_depend_on_other_rows(kind: str) -> None:
 @pytest.mark.parametrize(
     ("count", "places", "width", "most"), [(9, 4, 5, 8), (60, 4, 5, 20), (60, 1, 3, 3)]
 )
-def test_a_basis_has_fewer_numbers_than_frames_and_features(
-    count: int, places: int, width: int, most: int
-) -> None:
+def test_a_basis_has_fewer_numbers_than_frames_and_features(count, places, width, most):
     features = make_features(8, count, places, width)
     assert bases.fit(features, most)(features).shape == (count, most)
     with pytest.raises(UsageError, match=f"at most {most}") as caught:
@@ -119,26 +111,12 @@ def test_a_basis_has_fewer_numbers_than_frames_and_features(
 # The random projection.
 
 
-def test_the_signs_are_the_same_on_every_machine() -> None:
+def test_the_signs_are_the_same_on_every_machine():
     drawn = hashlib.sha256(bases.signs(1000, 33).tobytes()).hexdigest()
     assert drawn == "b275b4cdcc99581356336b14c7bd28e1c418e000b8e9021bf912c26006f06ef2"
 
 
-def test_signs_are_balanced() -> None:
-    drawn = bases.signs(999, 65)
-    assert drawn.shape == (999, 65) and set(np.unique(drawn)) == {-1, 1}
-    assert abs(drawn.mean()) < 0.02
-
-
-def test_a_projection_preserves_distances() -> None:
-    rows = make_features(9, 20, 49, 30)
-    projected = bases.Projection(1024)(rows)
-    assert projected.shape == (20, 1024)
-    kept = torch.cdist(projected, projected) / torch.cdist(rows.flatten(1), rows.flatten(1))
-    assert (kept[~torch.eye(20, dtype=torch.bool)] - 1).abs().max() < 0.12
-
-
-def test_every_reduction_has_a_recipe_of_its_own() -> None:
+def test_every_reduction_has_a_recipe_of_its_own():
     assert bases.recipe("a") == bases.recipe("a") != bases.recipe("b")
     one, two = (bases.fit(make_features(seed, 30, 4, 6), 5) for seed in (1, 2))
     own = [bases.own_recipe(bases.save(basis)) for basis in (one, two)]

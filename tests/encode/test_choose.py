@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from wsa.encode.inference import engines, openvino
 from wsa.encode.inference.encoder import stored
@@ -20,12 +18,10 @@ from wsa.encode.inference.engines import Eager
 from wsa.encode.jobs.dry_run import estimate, measure_model
 from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.events import ModelReady
-from wsa.encode.jobs.run import EncodeReport
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import engine_choice, probe_frames
 from wsa.encode.registration.engine_choice import GAME_PAIRS, game_inputs
 from wsa.encode.registration.register import measure_engines, open_model, register
-from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot
@@ -41,14 +37,14 @@ class Inaccurate(Eager):
     name = "openvino"
     error = 0.0
 
-    def __init__(self, trunk: Any, shape: Any, precision: Any, threads: int | None = None) -> None:
+    def __init__(self, trunk, shape, precision, threads=None):
         super().__init__(trunk, torch.device("cpu"), precision)
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def __call__(self, pixels):
         return super().__call__(pixels) * (1 + self.error)
 
 
-def set_durations(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> None:
+def set_durations(monkeypatch, seconds):
     """Set how long each engine takes per probe frame and core, in the order of measurement.
 
     Two frames in three take ten times as long, as beside other work. So does, with several
@@ -71,9 +67,8 @@ def set_durations(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> None
     [(0.0, 2, 1, "openvino"), (0.0, 1, 2, "torch"), (0.1, 2, 1, "torch")],
 )
 def test_auto_is_the_fastest_accurate_engine(
-    error: float, torch_s: float, openvino_s: float, chosen: str,
-    store: Backend, small: Ask, every_engine: None, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    error, torch_s, openvino_s, chosen, store, small, every_engine, monkeypatch
+):
     monkeypatch.setattr(openvino, "OpenVINO", Inaccurate)
     monkeypatch.setattr(Inaccurate, "error", error)
     candidates = measure_engines(take_snapshot(store), small(), "cpu")
@@ -90,9 +85,7 @@ def test_auto_is_the_fastest_accurate_engine(
     assert compiled.engine == "compile" and compiled.error is None
 
 
-def test_an_inaccurate_engine_is_refused_even_if_named(
-    store: Backend, small: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_inaccurate_engine_is_refused_even_if_named(store, small, monkeypatch):
     monkeypatch.setattr(openvino, "OpenVINO", Inaccurate)
     monkeypatch.setattr(Inaccurate, "error", 0.1)
     with pytest.raises(ConflictError, match=r"in fp32 by openvino errs by .* Use --engine torch\."):
@@ -101,12 +94,10 @@ def test_an_inaccurate_engine_is_refused_even_if_named(
 
 
 @pytest.mark.parametrize("stage", ["convert", "compile"])
-def test_pytorch_runs_a_network_that_an_engine_cannot(
-    stage: str, store: Backend, small: Ask, every_engine: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pytorch_runs_what_an_engine_cannot(stage, store, small, every_engine, monkeypatch):
     """A compiler may raise any kind of error; OpenVINO stands for it here."""
 
-    def fail(*args: Any, **options: Any) -> None:
+    def fail(*args, **options):
         raise ValueError("no such operation") if stage == "convert" else RuntimeError("no graph")
 
     if stage == "convert":
@@ -123,9 +114,7 @@ def test_pytorch_runs_a_network_that_an_engine_cannot(
         register(take_snapshot(store), small("b"), 0.1, engine="openvino")
 
 
-def test_a_rate_is_measured_on_full_batches(
-    store: Backend, small: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rate_is_measured_on_full_batches(store, small, monkeypatch):
     """A GPU takes as long for a few frames as for a full batch."""
     candidates = measure_engines(take_snapshot(store), small(), "cpu")
     monkeypatch.setattr(candidates.encoder("torch", "fp32").engine, "batch", 40)
@@ -135,10 +124,8 @@ def test_a_rate_is_measured_on_full_batches(
 
 
 def test_the_engine_that_filled_the_store_is_recorded_and_runs_the_model_live(
-    store: Backend, fill: Fill, noise: Callable[[int], Any], tiny: Ask,
-    encode_all: Callable[..., EncodeReport], every_engine: None,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    store, fill, noise, tiny, encode_all, every_engine, monkeypatch, caplog
+):
     (meta,) = fill(store, [[0, 1, 2, 3, 4]])
     events: list[Any] = []
     encode_all(store, tiny("resnet", "grid:2+rp:8"), engine="openvino", listen=events.append)
@@ -166,9 +153,7 @@ def test_the_engine_that_filled_the_store_is_recorded_and_runs_the_model_live(
     np.testing.assert_allclose(other(frames), live(frames), atol=1e-3)
 
 
-def test_an_estimate_is_that_of_the_requested_engine(
-    store: Backend, fill: Fill, small: Ask
-) -> None:
+def test_an_estimate_is_that_of_the_requested_engine(store, fill, small):
     fill(store, [[0, 1]])
     job = take_snapshot(store), small(), ["Pong"]
     for engine in ("torch", "openvino"):
@@ -183,9 +168,7 @@ def test_an_estimate_is_that_of_the_requested_engine(
 # A reduced precision is measured on the game.
 
 
-def test_a_precision_is_refused_for_its_error_on_the_game(
-    store: Backend, make_segment: Callable[..., Any], tiny: Ask
-) -> None:
+def test_a_precision_is_refused_for_its_error_on_the_game(store, make_segment, tiny):
     """A step of this game changes one pixel, which is little compared to the error of bf16."""
     still = probe_frames.probe_inputs()[0]
     moved = [still.copy() for _ in range(4)]
@@ -209,9 +192,7 @@ def test_a_precision_is_refused_for_its_error_on_the_game(
 
 
 @pytest.mark.parametrize("window", [1, 4])
-def test_inputs_of_a_game_are_consecutive_steps_of_one_episode(
-    window: int, store: Backend, fill: Fill, noise: Callable[[int], NDArray[np.uint8]]
-) -> None:
+def test_inputs_of_a_game_are_consecutive_steps_of_one_episode(window, store, fill, noise):
     (meta,) = fill(store, [list(range(60))])
     snapshot = take_snapshot(store)
     first = snapshot.read_array(meta, "is_first")
@@ -226,17 +207,15 @@ def test_inputs_of_a_game_are_consecutive_steps_of_one_episode(
         assert inputs["Pong"].shape[1:] == (4, 12, 10, 3)
 
 
-def test_a_game_in_which_nothing_changes_gives_no_inputs(store: Backend, fill: Fill) -> None:
+def test_a_game_in_which_nothing_changes_gives_no_inputs(store, fill):
     fill(store, [[0]])
     assert game_inputs(take_snapshot(store), ["Pong"], 1) == {}
 
 
-def test_a_model_that_no_engine_runs_in_a_precision_is_named(
-    store: Backend, small: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_no_engine_runs_in_a_precision_is_named(store, small, monkeypatch):
     call = Eager.__call__
 
-    def fail(self: Any, pixels: Tensor) -> Tensor:
+    def fail(self, pixels):
         if self._precision == "bf16":
             raise RuntimeError("no such operation")
         return call(self, pixels)

@@ -1,7 +1,5 @@
 """Connecting to a scheduler: what is refused, and what is not waited for forever."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import threading
@@ -30,15 +28,13 @@ ADDRESS = "--scheduler .*tcp://HOST:PORT"
         ("tcp://127.0.0.1:1", 3, "--workers 3"),
     ],
 )
-def test_an_unknown_scheduler_or_an_unused_number_of_workers_is_refused(
-    name: str, workers: int, message: str
-) -> None:
+def test_an_unknown_scheduler_or_an_unused_number_of_workers_is_refused(name, workers, message):
     with pytest.raises(UsageError, match=message) as caught, cluster.connect(name, workers):
         pass
     assert "\n" not in str(caught.value)
 
 
-def test_a_scheduler_that_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_does_not_answer_is_unavailable(monkeypatch):
     monkeypatch.setattr(cluster, "WAIT_FOR_ANSWER_S", 0.2)
     before = config.get("scheduler", None)
     with (
@@ -53,26 +49,24 @@ def test_a_scheduler_that_does_not_answer_is_unavailable(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "address", ["foo://bar:1", "tls://127.0.0.1:1", "inproc://1.1.1.1/2/3", "tcp://127.0.0.1:1"]
 )
-def test_a_refused_scheduler_leaves_no_client_to_the_garbage_collector(
-    monkeypatch: pytest.MonkeyPatch, address: str
-) -> None:
+def test_a_refused_scheduler_leaves_no_client_to_the_garbage_collector(monkeypatch, address):
     """The collector closes a client at any moment, even where Dask holds the lock of all loops."""
     monkeypatch.setattr(cluster, "WAIT_FOR_ANSWER_S", 0.2)
     loops = _dask_loops()
     with pytest.raises(WsaError), cluster.connect(address, 0):
         pass
     assert _dask_loops() == loops
-    closed: list[str] = []
+    closed = []
     monkeypatch.setattr(cluster.Client, "close", lambda client: closed.append(client.status))
     gc.collect()
     assert set(closed) <= {"closed"}
 
 
-def _dask_loops() -> list[threading.Thread]:
+def _dask_loops():
     return [thread for thread in threading.enumerate() if thread.name == "IO loop"]
 
 
-def test_dask_logs_no_error_of_its_own() -> None:
+def test_dask_logs_no_error_of_its_own():
     """A client that lost its scheduler would log a traceback for each attempt to find it."""
     with cluster.connect("inproc", 0):
         pass
@@ -81,7 +75,7 @@ def test_dask_logs_no_error_of_its_own() -> None:
     assert "distributed.client" in dask and not loud
 
 
-def test_worker_processes_that_do_not_start_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_processes_that_do_not_start_are_given_up(monkeypatch):
     monkeypatch.setattr(cluster, "WAIT_FOR_PROCESSES_S", 0.1)
     monkeypatch.setattr(cluster, "_keep_scaled", lambda *_: None)
     monkeypatch.setattr(cluster, "_preload_forkserver", lambda _: None)  # It imports for seconds.
@@ -92,10 +86,10 @@ def test_worker_processes_that_do_not_start_are_given_up(monkeypatch: pytest.Mon
         pass
 
 
-def test_a_scheduler_without_workers_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_without_workers_is_unavailable(monkeypatch):
     monkeypatch.setattr(cluster, "WAIT_FOR_WORKERS_S", 0.2)
     with LocalCluster(n_workers=0, dashboard_address=cluster._ANY_PORT) as empty:
-        address: str = empty.scheduler_address  # type: ignore[attr-defined]
+        address = empty.scheduler_address  # type: ignore[attr-defined]
         with (
             pytest.raises(StorageError, match=f"dask worker {address}"),
             cluster.connect(address, 0),

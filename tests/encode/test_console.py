@@ -1,11 +1,8 @@
 """Output of commands: progress, events, tables, sizes, and logs."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
 
 import pytest
 
@@ -16,16 +13,14 @@ from wsa.store.common.errors import MissingError
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+def clock(monkeypatch):
     """A clock that only advances when a test says so."""
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
 
 
-def test_progress_measures_the_rate_since_the_first_update(
-    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_measures_the_rate_since_the_first_update(clock, capsys):
     with terminal.Progress("train", "steps", 1_000) as progress:
         clock(30)  # Opening the data.
         progress.update(900)  # A resumed run starts here.
@@ -35,18 +30,14 @@ def test_progress_measures_the_rate_since_the_first_update(
         assert capsys.readouterr().err == "train: 910 of 1,000 steps, 0.5/s, 0:03:00 left\n"
 
 
-def test_progress_that_ends_with_the_first_update_has_no_rate(
-    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_that_ends_with_the_first_update_has_no_rate(clock, capsys):
     with terminal.Progress("read", "frames", 8) as progress:
         clock(2)
         progress.update(8)
     assert capsys.readouterr().err == "read: 8 of 8 frames\n"
 
 
-def test_progress_prints_its_last_line_once(
-    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_prints_its_last_line_once(clock, capsys):
     with terminal.Progress("read", "frames", 8) as progress:
         progress.update(0)
         clock(20)
@@ -54,9 +45,7 @@ def test_progress_prints_its_last_line_once(
     assert capsys.readouterr().err == "read: 8 of 8 frames, 0.4/s, 0:00:00 left\n"
 
 
-def test_events_have_a_time(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_events_have_a_time(monkeypatch, capsys):
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.12345)
     event = Started(1, 2, "cpu", "")
     terminal.say_event(event)
@@ -64,8 +53,8 @@ def test_events_have_a_time(
     assert written == {"event": "Started", "time": 1_700_000_000.123} | dataclasses.asdict(event)
 
 
-def test_the_same_error_of_several_workers_is_described_once() -> None:
-    described: dict[str, str] = {}
+def test_the_same_error_of_several_workers_is_described_once():
+    described = {}
     weights = MissingError("no-weights", "There are no weights of vit.")
     library = MissingError("no-library", "There is no timm.")
     lines = [
@@ -80,15 +69,13 @@ def test_the_same_error_of_several_workers_is_described_once() -> None:
     assert lines[-1] == "worker tcp://8 on here gets no segments. As tcp://7."
 
 
-def test_several_things_of_a_result_are_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_things_of_a_result_are_apart(capsys):
     terminal.result(False, {"encoders": [{"key": "a", "passes": 1}, {"key": "b", "passes": 2}]})
     blocks = capsys.readouterr().out.split("\n\n")
     assert [block.split()[-3:] for block in blocks] == [["a", "passes", "1"], ["b", "passes", "2"]]
 
 
-def test_a_table_in_a_pipe_is_aligned_and_escaped_but_not_wrapped(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_table_in_a_pipe_is_aligned_and_escaped_but_not_wrapped(capsys):
     rows = [["[b]a[/b]", 12_345, "x" * 300], [":smile:\x1b[31m", None, True]]
     terminal.table("models", ["name", "count", "note"], rows)
     title, head, rule, first, second = capsys.readouterr().out.splitlines()
@@ -103,11 +90,11 @@ def test_a_table_in_a_pipe_is_aligned_and_escaped_but_not_wrapped(
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1.44e6, "1.4 MB")]
 )
-def test_sizes_are_rounded_with_a_unit(count: float, text: str) -> None:
+def test_sizes_are_rounded_with_a_unit(count, text):
     assert terminal.size(count) == text
 
 
-def test_logs_are_shown_only_while_a_command_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_are_shown_only_while_a_command_runs(capsys):
     log = logging.getLogger("wsa.store.objects.root")
     log.info("before the command")
     with terminal.show_log():

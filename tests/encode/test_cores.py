@@ -1,7 +1,5 @@
 """The number of threads that embed: as requested, but no more than the process may use."""
 
-from __future__ import annotations
-
 import dask.system
 import pytest
 
@@ -12,7 +10,7 @@ SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
 
 
 @pytest.fixture(autouse=True)
-def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def eight_cores(monkeypatch):
     """A machine or a container with eight cores."""
     monkeypatch.setattr(dask.system, "cpu_count", lambda: 8)
     for name in SLURM:
@@ -23,15 +21,13 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     ("of_task", "of_job", "expected"),
     [("", "", 8), ("3", "", 3), ("", "4", 4), ("2", "6", 2), ("16", "", 8), ("all", "", 8)],
 )
-def test_slurm_limits_the_cores(
-    of_task: str, of_job: str, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slurm_limits_the_cores(of_task, of_job, expected, monkeypatch):
     for name, value in zip(SLURM, (of_task, of_job), strict=True):
         monkeypatch.setenv(name, value)
     assert cores() == threads_for(None) == expected
 
 
-def test_more_threads_than_cores_are_refused() -> None:
+def test_more_threads_than_cores_are_refused():
     assert [threads_for(asked) for asked in (1, 3, 8, None)] == [1, 3, 8, 8]
     with pytest.raises(UsageError) as refused:
         threads_for(9)

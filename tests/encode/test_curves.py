@@ -1,12 +1,8 @@
 """Metrics of a run: lines of JSON and TensorBoard events, also after interruptions."""
 
-from __future__ import annotations
-
 import json
 import math
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -34,8 +30,8 @@ KEYS = (
 )
 
 
-def read_lines(folder: Path) -> list[dict[str, Any]]:
-    def no_constants(name: str) -> None:
+def read_lines(folder):
+    def no_constants(name):
         raise AssertionError(f"{name} is not JSON")
 
     text = (folder / "metrics.jsonl").read_text()
@@ -43,19 +39,19 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=no_constants) for line in text.splitlines()]
 
 
-def read_events(folder: Path, key: str = "losses/td_loss") -> list[tuple[int, float]]:
+def read_events(folder, key="losses/td_loss"):
     board = EventAccumulator(str(folder))
     board.Reload()
     return [(event.step, event.value) for event in board.Scalars(key)]
 
 
-def write(folder: Path, start: int, steps: range, shift: float = 0.0) -> None:
+def write(folder, start, steps, shift=0.0):
     with Metrics(folder, start) as metrics:
         for step in steps:
             metrics.write(step, {"losses/td_loss": step + shift})
 
 
-def test_json_and_tensorboard_have_the_same_values_under_cleanrl_keys(tmp_path: Path) -> None:
+def test_json_and_tensorboard_have_the_same_values_under_cleanrl_keys(tmp_path):
     with Metrics(tmp_path) as metrics:
         for step in (10, 20):
             metrics.write(step, {key: step + i / 4 for i, key in enumerate(KEYS)})
@@ -69,7 +65,7 @@ def test_json_and_tensorboard_have_the_same_values_under_cleanrl_keys(tmp_path: 
     assert read_lines(tmp_path)[0]["time"] <= read_lines(tmp_path)[1]["time"]
 
 
-def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path):
     write(tmp_path, 0, range(1, 9))
     write(tmp_path, 5, range(6, 12), shift=0.5)
     expected = [(s, float(s)) for s in range(1, 6)] + [(s, s + 0.5) for s in range(6, 12)]
@@ -77,9 +73,7 @@ def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path: Path) -> N
     assert read_events(tmp_path) == expected
 
 
-def test_a_run_that_stopped_before_its_first_checkpoint_starts_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_stopped_before_its_first_checkpoint_starts_again(tmp_path, monkeypatch):
     write(tmp_path, 0, range(1, 9))
     # TensorBoard orders event files by name, which has the time in seconds.
     now = time.time() + 10
@@ -94,7 +88,7 @@ def test_a_run_that_stopped_before_its_first_checkpoint_starts_again(
     "torn",
     ['{"step": 3, "ti', '{"step": 3, "time": 1.0, "losses/td_loss": 3.0}', "3", "{}", "\0\0"],
 )
-def test_a_truncated_line_is_dropped(tmp_path: Path, torn: str) -> None:
+def test_a_truncated_line_is_dropped(tmp_path, torn):
     write(tmp_path, 0, range(1, 3))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(torn)
@@ -104,7 +98,7 @@ def test_a_truncated_line_is_dropped(tmp_path: Path, torn: str) -> None:
     assert (3 in steps) == torn.endswith("3.0}")
 
 
-def test_lines_are_written_immediately(tmp_path: Path) -> None:
+def test_lines_are_written_immediately(tmp_path):
     metrics = Metrics(tmp_path)
     metrics.write(1, {"losses/td_loss": 1.0})
     assert len(read_lines(tmp_path)) == 1
@@ -113,13 +107,11 @@ def test_lines_are_written_immediately(tmp_path: Path) -> None:
     metrics.__exit__(None, None, None)
 
 
-def test_a_full_disk_while_old_lines_are_dropped_loses_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_while_old_lines_are_dropped_loses_none(tmp_path, monkeypatch):
     write(tmp_path, 0, range(1, 9))
     before = (tmp_path / "metrics.jsonl").read_bytes()
 
-    def full(*_: object) -> None:
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -130,7 +122,7 @@ def test_a_full_disk_while_old_lines_are_dropped_loses_none(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_nan_and_infinity_are_null_in_json(tmp_path: Path, value: float) -> None:
+def test_nan_and_infinity_are_null_in_json(tmp_path, value):
     with Metrics(tmp_path) as metrics:
         metrics.write(1, {"losses/td_loss": value, "losses/cql": 1.0})
     assert read_lines(tmp_path)[0]["losses/td_loss"] is None
@@ -139,7 +131,7 @@ def test_nan_and_infinity_are_null_in_json(tmp_path: Path, value: float) -> None
     assert shown == value or (math.isnan(shown) and math.isnan(value))
 
 
-def test_tensorboard_shows_the_hyperparameters(tmp_path: Path) -> None:
+def test_tensorboard_shows_the_hyperparameters(tmp_path):
     config = OfflineRun(
         store="gone", game="Pong", protocol=atari.protocol("Pong", "classic"), models=("a", "b"),
         context="mean", network=NetworkConfig(), seed=3, segments=("s",),

@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker
-from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.jobs import scheduler, tasks
 from wsa.encode.jobs.encoding import Encoding
-from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone, Started, WorkerUnfit
+from wsa.encode.jobs.events import AttemptFailed, SegmentDone, Started, WorkerUnfit
 from wsa.encode.jobs.report import run_values, summary
-from wsa.encode.jobs.run import EncodeReport, encode_on
-from wsa.encode.jobs.tasks import TaskSettings
+from wsa.encode.jobs.run import encode_on
 from wsa.encode.jobs.workers import TASKS_A_THREAD, Workers
-from wsa.encode.models.registry import Request
-from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError, UsageError, WsaError
-from wsa.store.format.records import SegmentMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
-
-Ask = Callable[..., Request]
-Encode = Callable[..., EncodeReport]
-Fill = Callable[..., list[SegmentMeta]]
 
 pytestmark = pytest.mark.usefixtures("fresh_workers")
 
 
 @pytest.fixture
-def attempts(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, ...]]:
+def attempts(monkeypatch):
     """How often each segment went through each model."""
-    counts: Counter[tuple[str, ...]] = Counter()
+    counts = Counter()
     real = tasks._run
 
-    def run(settings: Any, item: Any, *rest: Any) -> Any:
+    def run(settings, item, *rest):
         counts[item.name] += 1
         return real(settings, item, *rest)
 
@@ -51,14 +40,12 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, ...]]:
     return counts
 
 
-def test_a_segment_is_read_once_for_all_models(
-    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_segment_is_read_once_for_all_models(store, fill, small, encode_all, monkeypatch):
     metas = fill(store, [[0, 1, 2], [2, 3], [0, 3]])  # The last one only copies.
-    reads: list[str] = []
+    reads = []
     real = Snapshot.read_pictures
 
-    def read(self: Snapshot, meta: SegmentMeta) -> Any:
+    def read(self, meta):
         reads.append(meta.segment)
         return real(self, meta)
 
@@ -71,27 +58,22 @@ def test_a_segment_is_read_once_for_all_models(
 
 
 def test_a_segment_is_tried_a_fixed_number_of_times_and_then_set_aside(
-    store: Backend,
-    fill: Fill,
-    small: Ask,
-    encode_all: Encode,
-    attempts: Counter[tuple[str, ...]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    store, fill, small, encode_all, attempts, monkeypatch
+):
     """P4: the commit of segment i fails i times; four times is one too many."""
     metas = fill(store, [[2 * i, 2 * i + 1] for i in range(5)])
     faults = {meta.segment: times for times, meta in enumerate(metas)}
     left = dict(faults)
     real = tasks._commit
 
-    def commit(settings: TaskSettings, item: Any, embedded: Any) -> Any:
+    def commit(settings, item, embedded):
         if item.model.startswith("small_bad") and left[item.meta.segment]:
             left[item.meta.segment] -= 1
             raise RuntimeError("a fault")
         return real(settings, item, embedded)
 
     monkeypatch.setattr(tasks, "_commit", commit)
-    events: list[Event] = []
+    events = []
     report = encode_all(store, small("bad"), small("good"), tries=4, listen=events.append)
     bad, good = (model.spec.key for model in report.models)
     for segment, times in faults.items():
@@ -118,15 +100,8 @@ def test_a_segment_is_tried_a_fixed_number_of_times_and_then_set_aside(
 @pytest.mark.variants
 @pytest.mark.parametrize("damaged", [{0, 1}, {0}, {1}, {0, 1, 2, 3}])
 def test_frames_that_a_damaged_segment_shares_run_in_the_next_segment_that_has_them(
-    damaged: set[int],
-    store: Backend,
-    fill: Fill,
-    small: Ask,
-    encode_all: Encode,
-    make_encoder: Callable[..., Encoder],
-    noise: Callable[[int], NDArray[np.uint8]],
-    damage_frames: Callable[..., None],
-) -> None:
+    damaged, store, fill, small, encode_all, make_encoder, noise, damage_frames
+):
     shown = [[0, 1, 2], [2, 3, 0], [3, 4, 0], [4, 0, 2], [5]]  # Each repeats earlier frames.
     metas = fill(store, shown)
     for number in damaged:
@@ -146,32 +121,28 @@ def test_frames_that_a_damaged_segment_shares_run_in_the_next_segment_that_has_t
         np.testing.assert_array_equal(embedding, expected)
 
 
-def test_too_many_failed_segments_in_a_row_stop_the_run(
-    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: Any) -> Any:
+def test_many_failed_segments_in_a_row_stop_the_run(store, fill, small, encode_all, monkeypatch):
+    def fail(*args):
         raise StorageError("unavailable", "the share is gone")
 
     monkeypatch.setattr(tasks, "_commit", fail)
     monkeypatch.setattr(scheduler, "TOO_MANY_IN_A_ROW", 4)
     fill(store, [[i] for i in range(16)])
-    events: list[Event] = []
+    events = []
     with pytest.raises(StorageError, match="the share is gone"):
         encode_all(store, small("a"), small("b"), listen=events.append)
     failed = [e.segment for e in events if isinstance(e, AttemptFailed) and e.last]
     assert len(set(failed)) == 4 and len(failed) == 8, "segments are counted, not their models"
 
 
-def test_a_full_disk_stops_the_run_at_once(
-    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: Any) -> Any:
+def test_a_full_disk_stops_the_run_at_once(store, fill, small, encode_all, monkeypatch):
+    def fail(*args):
         raise StorageError("no-space", "full")
 
     monkeypatch.setattr(tasks, "_commit", fail)
     fill(store, [[i] for i in range(6)])
-    events: list[Event] = []
-    reports: list[EncodeReport] = []
+    events = []
+    reports = []
     with pytest.raises(StorageError, match="full"):
         encode_all(store, small(), listen=events.append, on_stop=reports.append)
     assert sum(isinstance(event, AttemptFailed) for event in events) == 1
@@ -180,24 +151,22 @@ def test_a_full_disk_stops_the_run_at_once(
     assert "Stopped before all was tried: full" in summary(run_values(report))
 
 
-def test_the_model_runs_while_other_segments_are_read_and_written(
-    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_runs_beside_reads_and_writes(store, fill, small, encode_all, monkeypatch):
     """Each forward pass but the last waits until the next segment is read, and each commit but the
     last until the model runs again. Both can only happen concurrently."""
     count = 6
     fill(store, [[2 * i, 2 * i + 1] for i in range(count)])
     reads, passes = threading.Semaphore(0), threading.Semaphore(0)
     model_lock, write_lock = threading.Lock(), threading.Lock()
-    passed, written = list[int](), list[str]()
+    passed, written = [], list[str]()
     real_read, real_call, real_commit = tasks._read, Encoder.__call__, tasks._commit
 
-    def read(*args: Any) -> Any:
+    def read(*args):
         frames = real_read(*args)
         reads.release()
         return frames
 
-    def forward(self: Encoder, frames: Any) -> Any:
+    def forward(self, frames):
         if len(frames) != 2:  # Probe frames.
             return real_call(self, frames)
         assert model_lock.acquire(blocking=False), "one model runs at a time"
@@ -212,7 +181,7 @@ def test_the_model_runs_while_other_segments_are_read_and_written(
         finally:
             model_lock.release()
 
-    def commit(settings: TaskSettings, item: Any, embedded: Any) -> Any:
+    def commit(settings, item, embedded):
         with write_lock:
             written.append(item.meta.segment)
             number = len(written)
@@ -228,15 +197,12 @@ def test_the_model_runs_while_other_segments_are_read_and_written(
     assert report.failures == () and len(report.done) == count
 
 
-def test_a_bounded_number_of_tasks_is_in_flight(
-    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bounded_number_of_tasks_is_in_flight(store, fill, small, encode_all, monkeypatch):
     fill(store, [[i] for i in range(24)])
-    unfinished: list[int] = []
-    events: list[Event] = []
+    unfinished, events = [], []
     real = scheduler.Driver._submit
 
-    def submit(self: Any, *args: Any) -> Any:
+    def submit(self, *args):
         future = real(self, *args)
         unfinished.append(len(self._unfinished))
         return future
@@ -248,7 +214,7 @@ def test_a_bounded_number_of_tasks_is_in_flight(
 
 
 @pytest.fixture
-def mixed_cluster() -> Iterator[Client]:
+def mixed_cluster():
     """A worker that says it has a GPU and two that do not, all in this process."""
     options = {"nthreads": 2, "dashboard": False}
     gpu: dict[str, Any] = {"cls": Worker, "options": {**options, "resources": {"GPU": 1}}}
@@ -265,26 +231,26 @@ def mixed_cluster() -> Iterator[Client]:
         yield client
 
 
-def test_models_run_on_workers_with_a_gpu_and_any_worker_commits(
-    store: Backend, fill: Fill, small: Ask, mixed_cluster: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_run_beside_a_gpu_and_any_worker_commits(
+    store, fill, small, mixed_cluster, monkeypatch
+):
     fill(store, [[i, i + 1] for i in range(6)])  # Each copies from the one before.
     monkeypatch.setattr(tasks, "choose_device", lambda device: {"cuda": "cpu"}[device])
-    addresses: set[str] = set()
+    addresses = set()
     submitted: list[tuple[str, Any]] = []
     real_run, real_submit = tasks._run, mixed_cluster.submit
 
-    def run(*args: Any) -> Any:
+    def run(*args):
         addresses.add(tasks._this_worker()[0])
         return real_run(*args)
 
-    def submit(task: Any, *args: Any, **options: Any) -> Any:
+    def submit(task, *args, **options):
         submitted.append((task.__name__, options.get("resources")))
         return real_submit(task, *args, **options)
 
     monkeypatch.setattr(tasks, "_run", run)
     monkeypatch.setattr(mixed_cluster, "submit", submit)
-    events: list[Event] = []
+    events = []
     workers = Workers(mixed_cluster, "auto", events.append, 1)
     report = encode_on(workers, take_snapshot(store), Encoding([small()], ["Pong"]))
     assert report.passes == 7 and report.device == "cuda"
@@ -297,9 +263,7 @@ def test_models_run_on_workers_with_a_gpu_and_any_worker_commits(
     assert {event.worker for event in events if isinstance(event, SegmentDone)} <= known.keys()
 
 
-def test_auto_is_cuda_only_with_a_gpu_and_cuda_without_one_is_refused(
-    mixed_cluster: Client,
-) -> None:
+def test_auto_is_cuda_only_with_a_gpu_and_cuda_without_one_is_refused(mixed_cluster):
     assert Workers(mixed_cluster, "auto", lambda event: None).device == "cuda"
     assert Workers(mixed_cluster, "cpu", lambda event: None).device == "cpu"
     with Client(processes=False, n_workers=1, dashboard_address=":0") as client:
@@ -310,8 +274,8 @@ def test_auto_is_cuda_only_with_a_gpu_and_cuda_without_one_is_refused(
 
 @pytest.mark.slow
 def test_a_scheduler_that_goes_away_during_registration_is_reported(
-    store: Backend, fill: Fill, small: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    store, fill, small, monkeypatch
+):
     fill(store, [[0]])
     with (
         LocalCluster(
@@ -322,7 +286,7 @@ def test_a_scheduler_that_goes_away_during_registration_is_reported(
         workers = Workers(client, "cpu", lambda event: None, 1)
         real_submit = client.submit
 
-        def submit(*args: Any, **options: Any) -> Any:
+        def submit(*args, **options):
             future = real_submit(time.sleep, 60)
             client.cancel(future)
             return future
@@ -333,45 +297,28 @@ def test_a_scheduler_that_goes_away_during_registration_is_reported(
     assert caught.value.kind == "unavailable"
 
 
-def test_a_model_given_by_name_and_by_key_is_encoded_once(
-    store: Backend, fill: Fill, tiny: Ask, encode_all: Encode, run_wsa: Callable[..., Any]
-) -> None:
-    fill(store, [[0, 1]])
-    key = encode_all(store, tiny("resnet")).models[0].spec.key
-    fill(store, [[2, 3]], first=1)
-    command = ("encode", "--store", store.url, "--scheduler", "inproc", "--output", "pooled")
-    code, out, _ = run_wsa(*command, "--models", f"timm:test_resnet:random,{key}", "--json")
-    result = json.loads(out)
-    assert (code, list(result["models"]), result["passes"]) == (0, [key], 2)
-
-
 @pytest.mark.parametrize(
     "error",
     [UsageError("bad-option", "no bf16 on this CPU"), MissingError("no-library", "no OpenVINO")],
 )
-def test_a_worker_that_lacks_the_engine_gets_no_work(
-    error: WsaError, store: Backend, fill: Fill, small: Ask, encode_all: Encode,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    def fail(*args: Any, **options: Any) -> Any:
+def test_a_worker_without_the_engine_is_unfit(error, store, fill, small, encode_all, monkeypatch):
+    def fail(*args, **options):
         raise error
 
     fill(store, [[0, 1]])
     monkeypatch.setattr(tasks, "open_model", fail)
-    events: list[Event] = []
+    events = []
     with pytest.raises(type(error), match=str(error)) as caught:
         encode_all(store, small(), listen=events.append)
     assert caught.value.kind == error.kind and any(isinstance(e, WorkerUnfit) for e in events)
     assert not any(isinstance(e, AttemptFailed) for e in events), "that is no attempt"
 
 
-def test_the_models_of_an_encoding_stay_open_and_few_earlier_ones(
-    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[str] = []
+def test_few_models_of_earlier_encodings_stay_open(store, fill, small, encode_all, monkeypatch):
+    opened = []
     real = tasks.open_model
 
-    def open_model(snapshot: Any, key: str, **options: Any) -> Any:
+    def open_model(snapshot, key, **options):
         opened.append(key)
         return real(snapshot, key, **options)
 
@@ -384,7 +331,7 @@ def test_the_models_of_an_encoding_stay_open_and_few_earlier_ones(
     assert len(tasks._models) == 2, "few of the earlier models stay open"
 
 
-def test_errors_of_a_worker_keep_their_kind_and_name_the_worker() -> None:
+def test_errors_of_a_worker_keep_their_kind_and_name_the_worker():
     failed = tasks.as_failed(
         "m", ImportError("No module named 'openvino'"), where=("tcp://w:1", "w")
     )

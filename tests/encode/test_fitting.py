@@ -1,51 +1,35 @@
 """Reductions in a store: bases fitted on a game, random projections, and refused outputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from wsa.encode.inference import reduction as bases
-from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess
-from wsa.encode.jobs.dry_run import Estimate
-from wsa.encode.jobs.run import EncodeReport
 from wsa.encode.models import networks
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import fit_reduction
 from wsa.encode.registration.identity import find_model
 from wsa.encode.registration.register import open_model, register
-from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.exchange import sync
 from wsa.store.maintenance.verify import verify
-from wsa.store.objects.model_spec import parse_output, read_spec
+from wsa.store.objects.model_spec import parse_output
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 Ask = Callable[..., Request]
-Encode = Callable[..., EncodeReport]
 OWN = "grid:2+pca:8@Pong"
 SEGMENTS = [list(range(12)), list(range(10, 20))]
 FRAMES = 22
 
 
 def test_a_basis_of_a_game_is_fitted_once_on_its_frames(
-    store: Backend,
-    fill: Callable[..., Any],
-    small: Ask,
-    encode_all: Encode,
-    estimate_job: Callable[..., Estimate],
-    noise: Callable[[int], NDArray[np.uint8]],
-    make_encoder: Callable[..., Encoder],
-) -> None:
+    store, fill, small, encode_all, estimate_job, noise, make_encoder
+):
     fill(store, SEGMENTS)
     fill(store, [[90, 91]], "Breakout")
     request = small("a", OWN)
@@ -66,13 +50,11 @@ def test_a_basis_of_a_game_is_fitted_once_on_its_frames(
     assert verify(store).damage == ()
 
 
-def test_of_two_processes_that_fit_a_basis_at_once_one_uses_the_others(
-    store: Backend, fill: Callable[..., Any], small: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_bases_fitted_at_once_one_is_used(store, fill, small, monkeypatch):
     fill(store, SEGMENTS)
     real, first = fit_reduction.fit, []
 
-    def fit_after_another(*args: Any) -> Any:
+    def fit_after_another(*args):
         monkeypatch.setattr(fit_reduction, "fit", real)
         fill(store, [[90, 91]], first=9)  # The other process fits on other frames.
         first.append(register(take_snapshot(store), small("a", OWN), 0.1).spec.key)
@@ -83,9 +65,7 @@ def test_of_two_processes_that_fit_a_basis_at_once_one_uses_the_others(
     assert [registered.spec.key] == first == take_snapshot(store).models
 
 
-def test_bases_that_two_stores_fit_are_two_models(
-    store: Backend, tmp_path: Path, fill: Callable[..., Any], small: Ask
-) -> None:
+def test_bases_that_two_stores_fit_are_two_models(store, tmp_path, fill, small):
     other = open_store(str(tmp_path / "other"), create=True)
     fill(store, SEGMENTS)
     fill(other, [list(range(40, 60))], first=7)
@@ -101,9 +81,7 @@ def test_bases_that_two_stores_fit_are_two_models(
             ask(snapshot, request)
 
 
-def test_a_swapped_basis_of_a_game_is_damage(
-    store: Backend, fill: Callable[..., Any], small: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_swapped_basis_of_a_game_is_damage(store, fill, small, monkeypatch):
     fill(store, SEGMENTS)
     key = register(take_snapshot(store), small("a", OWN), 0.1).spec.key
     real = bases.own_recipe
@@ -112,25 +90,13 @@ def test_a_swapped_basis_of_a_game_is_damage(
         open_model(take_snapshot(store), key)
 
 
-def test_without_frames_of_the_game_the_error_says_how_to_collect_them(
-    store: Backend, small: Ask
-) -> None:
+def test_without_frames_of_the_game_the_error_says_how_to_collect_them(store, small):
     with pytest.raises(MissingError, match="wsa collect --game Pong") as caught:
         register(take_snapshot(store), small("a", OWN), 0.1)
     assert caught.value.kind == "no-frames" and take_snapshot(store).models == []
 
 
-def test_a_basis_with_more_numbers_than_frames_is_refused(
-    store: Backend, fill: Callable[..., Any], small: Ask
-) -> None:
-    fill(store, SEGMENTS)
-    with pytest.raises(UsageError, match=f"at most {FRAMES - 1}"):
-        register(take_snapshot(store), small("a", f"grid:2+pca:{FRAMES}@Pong"), 0.1)
-
-
-def test_a_basis_is_fitted_on_frames_of_all_segments(
-    store: Backend, fill: Callable[..., Any], noise: Callable[[int], NDArray[np.uint8]]
-) -> None:
+def test_a_basis_is_fitted_on_frames_of_all_segments(store, fill, noise):
     fill(store, [list(range(9)), [9], list(range(10, 21))])
     parts = fit_reduction.game_inputs(take_snapshot(store), "Pong", 1, 5)
     expected = np.stack([noise(i) for i in (0, 5, 10, 15, 20)])
@@ -141,12 +107,8 @@ def test_a_basis_is_fitted_on_frames_of_all_segments(
 
 
 def test_a_random_projection_stores_no_basis_and_is_the_same_in_every_store(
-    store: Backend,
-    tmp_path: Path,
-    small: Ask,
-    frames: NDArray[np.uint8],
-    make_encoder: Callable[..., Encoder],
-) -> None:
+    store, tmp_path, small, frames, make_encoder
+):
     other = open_store(str(tmp_path / "other"), create=True)
     request = small("a", "map+rp:32")
     one, two = (register(take_snapshot(s), request, 0.1) for s in (store, other))
@@ -165,36 +127,6 @@ def test_a_random_projection_stores_no_basis_and_is_the_same_in_every_store(
     )
 
 
-@pytest.mark.variants
-@pytest.mark.parametrize(
-    ("name", "output", "geometry"),
-    [("resnet", "map+rp:8", "pad"), ("vit", "cls", "squash"), ("vit", "map", "crop")],
-)
-def test_each_geometry_and_output_is_a_model_of_its_own(
-    name: str, output: str, geometry: Any,
-    store: Backend, fill: Callable[..., Any], tiny: Ask, encode_all: Encode,
-    estimate_job: Callable[..., Estimate],
-) -> None:  # fmt: skip
-    fill(store, [[0, 1]])
-    requests = [tiny(name, output, geometry=geometry), tiny(name, "pooled"), tiny(name, output)]
-    encode_all(store, *dict.fromkeys(requests))
-    snapshot = take_snapshot(store)
-    specs = [find_model(snapshot, request) for request in requests]
-    assert None not in specs and len({s.key for s in specs if s}) == len(set(requests))
-    assert [read_spec(snapshot, s.key).identity.output for s in specs if s] == [
-        output,
-        "pooled",
-        output,
-    ]
-    assert specs[0] and specs[0].identity.preprocessing.geometry == geometry
-    for request in requests:
-        estimate = estimate_job(snapshot, request, ["Pong"])
-        assert find_model(snapshot, request)
-        assert estimate.passes == estimate.objects == estimate.fit == 0
-    for spec in specs:
-        assert spec and open_model(snapshot, spec.key).passes == 0
-
-
 @pytest.mark.parametrize(
     ("name", "output", "message"),
     [
@@ -206,9 +138,8 @@ def test_each_geometry_and_output_is_a_model_of_its_own(
     ],
 )
 def test_an_output_that_a_model_lacks_is_refused_before_anything_is_written(
-    name: str, output: str, message: str,
-    store: Backend, fill: Callable[..., Any], tiny: Ask, encode_all: Encode, estimate_job: Callable[..., Estimate],
-) -> None:  # fmt: skip
+    name, output, message, store, fill, tiny, encode_all, estimate_job
+):
     fill(store, [[0]])
     request = tiny(name, output)
     for ask in (
@@ -221,9 +152,7 @@ def test_an_output_that_a_model_lacks_is_refused_before_anything_is_written(
     assert take_snapshot(store).models == []
 
 
-def test_the_output_cls_is_the_class_token_of_the_model(
-    tiny: Ask, frames: NDArray[np.uint8], make_encoder: Callable[..., Encoder]
-) -> None:
+def test_the_output_cls_is_the_class_token_of_the_model(tiny, frames, make_encoder):
     encoder = make_encoder(tiny("vit", "cls"))
     pixels = preprocess(torch.from_numpy(frames[:2]), encoder.preprocessing)
     with torch.inference_mode():

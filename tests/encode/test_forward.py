@@ -1,23 +1,14 @@
 """The forward pass: outputs, independence of the batch, counted passes, and stored precision."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.preprocess import preprocess
-from wsa.encode.models.registry import Request, parse_request
-
-Ask = Callable[..., Request]
-Make = Callable[..., Encoder]
+from wsa.encode.models.registry import parse_request
 
 # Each layout of features: maps (NCHW), tokens after prefix tokens, maps (NHWC).
 LAYOUTS = {
@@ -30,7 +21,7 @@ LAYOUTS = {
 }
 
 
-def brute_force(encoder: Encoder, frames: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
+def brute_force(encoder, frames, side):
     """Average features over the cells of a grid with loops, with PyTorch's rule for edges."""
     pixels = preprocess(torch.from_numpy(frames), encoder.preprocessing)
     with torch.inference_mode():
@@ -54,9 +45,7 @@ def brute_force(encoder: Encoder, frames: NDArray[np.uint8], side: int) -> NDArr
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if "swin" in n else n for n in LAYOUTS]
 )
-def test_a_grid_is_the_average_of_the_models_features(
-    name: str, frames: NDArray[np.uint8], make_encoder: Make
-) -> None:
+def test_a_grid_is_the_average_of_the_models_features(name, frames, make_encoder):
     width, cells = LAYOUTS[name]
     encoder = make_encoder(parse_request(name, {}, "grid:3"))
     grid = encoder(frames[:2])
@@ -69,9 +58,7 @@ def test_a_grid_is_the_average_of_the_models_features(
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit", "vit3", "mambaout", "convnext"])
-def test_pooled_is_the_input_of_the_models_classifier(
-    name: str, frames: NDArray[np.uint8], make_encoder: Make, tiny: Ask
-) -> None:
+def test_pooled_is_the_input_of_the_models_classifier(name, frames, make_encoder, tiny):
     encoder = make_encoder(tiny(name))
     with torch.inference_mode():
         pixels = preprocess(torch.from_numpy(frames[:3]), encoder.preprocessing)
@@ -79,46 +66,7 @@ def test_pooled_is_the_input_of_the_models_classifier(
     np.testing.assert_allclose(encoder(frames[:3]), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def alone(
-    frames: NDArray[np.uint8], make_encoder: Make, tiny: Ask
-) -> dict[str, tuple[Encoder, NDArray[np.float32]]]:
-    """Encoders, and their embedding of each frame alone, on one core."""
-    computed = {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    # In batches, the first three give results that depend on the batch or the threads.
-    for name in ("convnext2", "efficientnet", "vit3", "resnet"):
-        encoder = make_encoder(tiny(name, "grid:2"))
-        computed[name] = encoder, np.concatenate([encoder(frame[None]) for frame in frames])
-    torch.set_num_threads(threads)
-    return computed
-
-
-@settings(max_examples=settings().max_examples // 4)
-@given(
-    name=st.sampled_from(["convnext2", "efficientnet", "vit3", "resnet"]),
-    picked=st.lists(st.integers(0, 15), min_size=1, max_size=12),
-    threads=st.sampled_from([1, 2, 3]),
-)
-def test_an_embedding_depends_on_its_frame_alone(
-    name: str,
-    picked: list[int],
-    threads: int,
-    alone: dict[str, tuple[Encoder, NDArray[np.float32]]],
-    frames: NDArray[np.uint8],
-) -> None:
-    encoder, expected = alone[name]
-    torch.set_num_threads(threads)
-    before = encoder.passes
-    np.testing.assert_array_equal(encoder(frames[picked]), expected[picked])
-    assert encoder.passes - before == len(picked)
-    assert torch.get_num_threads() == threads, "the caller's threads are unchanged"
-
-
-def test_trained_embeddings_do_not_depend_on_the_batch_or_the_threads(
-    frames: NDArray[np.uint8], make_encoder: Make
-) -> None:
+def test_trained_embeddings_do_not_depend_on_the_batch_or_the_threads(frames, make_encoder):
     encoder = make_encoder(parse_request("lite0", {}, "grid:7"))
     torch.set_num_threads(1)
     alone = np.concatenate([encoder(frame[None]) for frame in frames[:3]])
@@ -126,9 +74,7 @@ def test_trained_embeddings_do_not_depend_on_the_batch_or_the_threads(
     np.testing.assert_array_equal(encoder(frames[2::-1]), alone[::-1])
 
 
-def test_passes_are_the_frames_that_the_network_runs(
-    frames: NDArray[np.uint8], make_encoder: Make, tiny: Ask, batch_sizes: list[int]
-) -> None:
+def test_passes_are_the_frames_that_the_network_runs(frames, make_encoder, tiny, batch_sizes):
     total = Encoder.total_passes
     encoder = make_encoder(tiny("resnet"))
     assert encoder.passes == 0 and not batch_sizes
@@ -138,9 +84,7 @@ def test_passes_are_the_frames_that_the_network_runs(
     assert encoder.passes == sum(batch_sizes) == 26 == Encoder.total_passes - total
 
 
-def test_a_failed_pass_is_not_counted_and_leaves_the_threads_unchanged(
-    frames: NDArray[np.uint8], make_encoder: Make, tiny: Ask
-) -> None:
+def test_a_failed_pass_is_not_counted_and_leaves_the_threads_unchanged(frames, make_encoder, tiny):
     encoder = make_encoder(tiny("resnet"))
     torch.set_num_threads(2)
     for count in (1, 3):
@@ -150,9 +94,7 @@ def test_a_failed_pass_is_not_counted_and_leaves_the_threads_unchanged(
     assert encoder.passes == 0
 
 
-def test_frames_may_be_reversed_fortran_ordered_or_read_only(
-    frames: NDArray[np.uint8], make_encoder: Make, tiny: Ask
-) -> None:
+def test_frames_may_be_reversed_fortran_ordered_or_read_only(frames, make_encoder, tiny):
     encoder = make_encoder(tiny("resnet"))
     locked = frames[:2].copy()
     locked.flags.writeable = False
@@ -164,9 +106,7 @@ def test_frames_may_be_reversed_fortran_ordered_or_read_only(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_encoder_leaves_global_flags_unchanged(
-    precision: Any, frames: NDArray[np.uint8], make_encoder: Make, tiny: Ask
-) -> None:
+def test_an_encoder_leaves_global_flags_unchanged(precision, frames, make_encoder, tiny):
     flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     encoder = make_encoder(tiny("resnet"), precision=precision)
     assert np.isfinite(encoder(frames[:1])).all()
@@ -183,7 +123,7 @@ def test_an_encoder_leaves_global_flags_unchanged(
         max_size=6,
     )
 )
-def test_a_stored_row_does_not_depend_on_other_rows(rows: list[list[float]]) -> None:
+def test_a_stored_row_does_not_depend_on_other_rows(rows):
     embeddings = np.array(rows, np.float32)
     together = stored(embeddings)
     for row, stored_row in zip(embeddings, together, strict=True):
@@ -195,6 +135,6 @@ def test_a_stored_row_does_not_depend_on_other_rows(rows: list[list[float]]) -> 
     assert together.dtype == (np.float16 if np.abs(embeddings).max() <= 65504 else np.float32)
 
 
-def test_nan_and_infinity_stay_in_stored_rows() -> None:
+def test_nan_and_infinity_stay_in_stored_rows():
     rows = stored(np.array([[1, np.nan], [np.inf, 2], [3, 4]], np.float32))
     assert np.isnan(rows[0, 1]) and np.isinf(rows[1, 0]) and np.isfinite(rows[2]).all()

@@ -1,45 +1,28 @@
 """Embedding during play: found in the store, remembered, or run, always with the same bits."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from wsa.encode.inference import encoder as forward
 from wsa.encode.inference.encoder import Encoder
-from wsa.encode.jobs.run import EncodeReport
 from wsa.encode.live.frame_history import FrameHistory, FrameInputs, FrameWindow, window_inputs
 from wsa.encode.live.live_encoder import LiveEncoder, scatter_columns
 from wsa.encode.live.shrunk_frames import ShrunkFrames
-from wsa.encode.models.registry import Request, parse_request
+from wsa.encode.models.registry import parse_request
 from wsa.encode.registration.register import open_model
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError
 from wsa.store.objects import flat_map, writer
-from wsa.store.objects.flat_map import FlatMap
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
-Ask = Callable[..., Request]
-Frames = NDArray[np.uint8]
-Opened = tuple[FlatMap, list[Encoder]]
-EncodeFrames = Callable[[Frames, Sequence[Request]], Opened]
-
 
 @pytest.fixture(scope="module")
-def encode_frames(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_segment: Callable[..., Any],
-    encode_all: Callable[..., EncodeReport],
-) -> EncodeFrames:
+def encode_frames(tmp_path_factory, make_segment, encode_all):
     """Encode frames with models, and open what a learner opens: a flat map and encoders."""
 
-    def run(frames: Frames, requests: Sequence[Request]) -> Opened:
+    def run(frames, requests):
         folder = tmp_path_factory.mktemp("live")
         store = open_store(str(folder / "store"), create=True)
         writer.commit_segment(store, *make_segment(0, list(frames)))
@@ -52,25 +35,10 @@ def encode_frames(
     return run
 
 
-class EmptyMap:
-    """A flat map that knows neither frames nor windows, so that every one of them has to run."""
-
-    def __init__(self, known: FlatMap) -> None:
-        self.digests = np.zeros((0, 16), np.uint8)
-        self.embeddings, self.windowed = known.embeddings, known.windowed
-        self.models, self.width = known.models, known.width
-        self.windows, self.window_width = known.windows, known.window_width
-        self.columns, self.places = known.columns, known.places
-
-    def window_digests(self, window: int) -> NDArray[np.uint8]:
-        return self.digests
-
-
-def check_cached_is_live(known: FlatMap, encoders: list[Encoder], frames: Frames) -> None:
+def check_cached_is_live(known, blank, encoders, frames):
     cached = LiveEncoder(known, encoders)
     rows = cached(frames)
     assert cached.passes == 0 and cached.found == len(frames) and cached.hit_rate == 1
-    blank: Any = EmptyMap(known)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         live = LiveEncoder(blank, encoders)
@@ -84,42 +52,36 @@ def check_cached_is_live(known: FlatMap, encoders: list[Encoder], frames: Frames
     np.testing.assert_array_equal(together[::-1], rows)
 
 
-def test_cached_embeddings_equal_live_ones_to_the_last_bit(
-    encode_frames: EncodeFrames, frames: Frames, tiny: Ask
-) -> None:
+def test_cached_embeddings_equal_live_ones_to_the_last_bit(encode_frames, frames, tiny, emptied):
     requests = [tiny("efficientnet", "grid:2"), tiny("vit", "grid:2")]
     known, encoders = encode_frames(frames[:3], requests)
     assert known.width == 2 * 2 * (256 + 64)
-    check_cached_is_live(known, encoders, frames[:3])
+    check_cached_is_live(known, emptied(known), encoders, frames[:3])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # Three models, 832 probe frames each.
 @pytest.mark.usefixtures("all_probe_frames")
-def test_cached_embeddings_of_lite_models_equal_live_ones(
-    encode_frames: EncodeFrames, frames: Frames
-) -> None:
+def test_cached_embeddings_of_lite_models_equal_live_ones(encode_frames, frames, emptied):
     known, encoders = encode_frames(frames, [parse_request(f"lite{i}", {}) for i in range(3)])
     assert known.width == 3 * 512
-    check_cached_is_live(known, encoders, frames)
+    check_cached_is_live(known, emptied(known), encoders, frames)
 
 
 @pytest.fixture(scope="module")
-def _opened(encode_frames: EncodeFrames, frames: Frames, small: Ask, tiny: Ask) -> Opened:
+def _opened(encode_frames, frames, small, tiny):
     return encode_frames(frames[:4], [small(), tiny("vit", "grid:2")])
 
 
 @pytest.fixture
-def opened(_opened: Opened) -> Opened:
+def opened(_opened):
     """The map and the encoders, without passes, of two models. The store has frames 0 to 3."""
     for encoder in _opened[1]:
         encoder.passes = 0
     return _opened
 
 
-def test_every_frame_is_found_or_remembered_or_run_once(
-    opened: Opened, frames: Frames, batch_sizes: list[int]
-) -> None:
+def test_every_frame_is_found_or_remembered_or_run_once(opened, frames, batch_sizes):
     live = LiveEncoder(*opened)
     asked = np.array([0, 5, 1, 5, 6, 0, 7, 6])  # 5 and 6 occur twice in one call.
     rows = live(frames[asked])
@@ -136,9 +98,7 @@ def test_every_frame_is_found_or_remembered_or_run_once(
 
 
 @pytest.mark.parametrize("remember", [0, 1, 2])
-def test_the_memory_is_bounded_but_keeps_the_frames_of_the_current_call(
-    remember: int, opened: Opened, frames: Frames
-) -> None:
+def test_the_memory_is_bounded_but_keeps_the_frames_of_the_current_call(remember, opened, frames):
     live = LiveEncoder(*opened, remember=remember)
     expected = LiveEncoder(*opened)(frames)
     for _ in range(2):
@@ -154,17 +114,17 @@ def test_the_memory_is_bounded_but_keeps_the_frames_of_the_current_call(
     ) == (remember * live.width * live.dtype.itemsize)
 
 
-def test_a_frame_in_another_table_does_not_run(opened: Opened, frames: Frames) -> None:
+def test_a_frame_in_another_table_does_not_run(opened, frames):
     expected = LiveEncoder(*opened)(frames)
 
     class Table:
         """Has frames 5 and 6."""
 
-        def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
+        def find(self, digests):
             known = [hashing.frame_digest(frame) for frame in frames[5:7]]
             return np.array([known.index(d) if d in known else -1 for d in digests])
 
-        def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        def gather(self, rows):
             return expected[5:7][rows]
 
     live = LiveEncoder(*opened, elsewhere={1: Table()})
@@ -175,16 +135,14 @@ def test_a_frame_in_another_table_does_not_run(opened: Opened, frames: Frames) -
     assert (live.found, live.remembered) == (1, 3)
 
 
-def test_no_frames_are_no_embeddings(opened: Opened, frames: Frames) -> None:
+def test_no_frames_are_no_embeddings(opened, frames):
     live = LiveEncoder(*opened)
     assert live(frames[:0]).shape == (0, live.width)
     assert (live.frames, live.passes, live.hit_rate) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, 1e6])
-def test_an_embedding_that_the_store_would_refuse_ends_play(
-    bad: float, opened: Opened, frames: Frames, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_embedding_that_the_store_would_refuse_ends_play(bad, opened, frames, monkeypatch):
     real = Encoder.__call__
     monkeypatch.setattr(Encoder, "__call__", lambda self, inputs: real(self, inputs) * 0 + bad)
     live = LiveEncoder(*opened)
@@ -194,16 +152,15 @@ def test_an_embedding_that_the_store_would_refuse_ends_play(
     assert caught.value.kind == "not-finite"
 
 
-def test_a_frame_is_resized_once_for_models_with_the_same_input(
-    frames: Frames, make_encoder: Callable[..., Encoder], small: Ask,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_a_frame_is_resized_once_for_models_with_one_input(
+    frames, make_encoder, small, monkeypatch
+):
     encoders = [make_encoder(small()) for _ in range(2)]
     expected = encoders[0](frames[:3])
-    resized: list[int] = []
+    resized = []
     shrink = forward.shrink
 
-    def count(pixels: Any, preprocessing: Any) -> Any:
+    def count(pixels, preprocessing):
         resized.append(len(pixels))
         return shrink(pixels, preprocessing)
 
@@ -219,7 +176,7 @@ def test_a_frame_is_resized_once_for_models_with_the_same_input(
 
 
 @pytest.fixture(scope="module")
-def windowed(encode_frames: EncodeFrames, frames: Frames) -> Opened:
+def windowed(encode_frames, frames):
     """Two models with the same resized frames, one of which sees two of them."""
     return encode_frames(
         frames[:2], [parse_request(f"{alias}:random", {}) for alias in ("ae", "vos")]
@@ -227,9 +184,7 @@ def windowed(encode_frames: EncodeFrames, frames: Frames) -> Opened:
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_embeddings_and_passes_do_not_depend_on_the_number_of_threads(
-    engine: str, windowed: Opened, frames: Frames
-) -> None:
+def test_embeddings_and_passes_do_not_depend_on_threads(engine, windowed, frames, emptied):
     """Nor on whether the caller waits for one batch before the next one begins."""
     known, encoders = windowed
     if engine != "torch":
@@ -239,7 +194,7 @@ def test_embeddings_and_passes_do_not_depend_on_the_number_of_threads(
         ]
     first, envs = np.zeros(4, np.bool_), np.arange(4)
     steps = [frames[i : i + 4] for i in (0, 4, 4, 4, 8)]  # A game that stands still for two steps.
-    blank: Any = EmptyMap(known)
+    blank = emptied(known)
     results = []
     for threads in (1, 2, 3):
         live, waiting = (LiveEncoder(blank, encoders, threads=threads) for _ in range(2))
@@ -261,10 +216,8 @@ def test_embeddings_and_passes_do_not_depend_on_the_number_of_threads(
         np.testing.assert_array_equal(result, results[0])
 
 
-def test_an_engine_that_fails_is_named_every_time_the_result_is_read(
-    opened: Opened, frames: Frames, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*of: Any) -> None:
+def test_an_engine_that_fails_is_named_every_time_the_result_is_read(opened, frames, monkeypatch):
+    def fail(*of):
         raise RuntimeError("out of\nmemory")
 
     live = LiveEncoder(*opened, threads=2)

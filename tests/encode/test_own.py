@@ -1,11 +1,7 @@
 """The paper's encoders as frozen models: their input, their outputs, and their weights."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
-from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -25,32 +21,30 @@ from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 from wsa.encode.live.shrunk_frames import ShrunkFrames
 from wsa.encode.models import networks, registry
 from wsa.encode.models.paper import load
-from wsa.encode.models.paper.base import Trainee
 from wsa.encode.models.paper.catalog import NETWORKS, OTHER_NETWORKS
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration import identity
 from wsa.encode.registration.register import open_model, register
 from wsa.learn.pretrain import outputs, trainer
-from wsa.learn.pretrain.data import Examples, scale
+from wsa.learn.pretrain.data import scale
 from wsa.learn.pretrain.trainer import TRAINEES, trainee
-from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format.windows import window_rows
-from wsa.store.objects.model_spec import Preprocessing, parse_output
+from wsa.store.objects.model_spec import parse_output
 from wsa.store.objects.snapshot import take_snapshot
 
 SHAPES = {"ae": (16, 16, 64), "sr": (608,), "oke": (21, 21, 128), "okk": (21, 21, 4), "vos": (512,)}
 
 
-def find_trainee(alias: str) -> type[Trainee]:
+def find_trainee(alias):
     """The network that an encoder is part of during training."""
     module = NETWORKS[alias][0].partition(":")[0] + ":"
     return next(trainee(name) for name, where in TRAINEES.items() if where.startswith(module))
 
 
 @pytest.fixture(scope="module")
-def encoders(make_encoder: Callable[..., Encoder]) -> dict[str, Encoder]:
+def encoders(make_encoder):
     """Untrained encoders by alias, and the paper's `sr`, which sees four large frames."""
     encoders = {alias: make_encoder(parse_request(f"{alias}:random", {})) for alias in NETWORKS}
     (paper,) = OTHER_NETWORKS["sr"]
@@ -58,9 +52,7 @@ def encoders(make_encoder: Callable[..., Encoder]) -> dict[str, Encoder]:
     return encoders | {paper: Encoder(module, module.preprocessing, parse_output("pooled"))}
 
 
-def test_a_stored_frame_is_resized_once_for_all_models_and_windows(
-    atari_store: Backend, encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stored_frame_is_resized_once_for_all_models(atari_store, encoders, monkeypatch):
     """Without changing a bit of any embedding."""
     snapshot = take_snapshot(atari_store)
     meta = snapshot.segments("Pong")[1]
@@ -72,10 +64,10 @@ def test_a_stored_frame_is_resized_once_for_all_models_and_windows(
         for alias, encoder in encoders.items()
         for at in [frames if window_of(encoder) == 1 else rows]
     }
-    resized: dict[int, int] = defaultdict(int)  # By height.
+    resized = defaultdict(int)  # By height.
     shrink = preprocess.shrink
 
-    def count(pixels: torch.Tensor, how: Preprocessing) -> torch.Tensor:
+    def count(pixels, how):
         resized[how.height] += len(pixels)
         return shrink(pixels, how)
 
@@ -91,17 +83,17 @@ def test_a_stored_frame_is_resized_once_for_all_models_and_windows(
 
 
 @pytest.mark.parametrize("kept", [1024, 3])
-def test_a_played_frame_is_resized_once_for_all_models_while_there_is_room(
-    kept: int, atari_store: Backend, encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_played_frame_is_resized_once_while_there_is_room(
+    kept, atari_store, encoders, monkeypatch
+):
     """Without changing a bit of any embedding."""
     monkeypatch.setattr(shrunk_frames, "MAX_SHRUNK", kept)
     snapshot = take_snapshot(atari_store)
     segment = read_segment_frames(snapshot, snapshot.segments("Pong")[1], rows=True)
-    resized: dict[Preprocessing, int] = defaultdict(int)
+    resized = defaultdict(int)
     shrink = preprocess.shrink
 
-    def count(pixels: torch.Tensor, how: Preprocessing) -> torch.Tensor:
+    def count(pixels, how):
         resized[how.alike] += len(pixels)
         return shrink(pixels, how)
 
@@ -130,13 +122,13 @@ def test_a_played_frame_is_resized_once_for_all_models_while_there_is_room(
     assert len(longest) >= 2
 
 
-def window_of(encoder: Encoder) -> int:
-    window: int = getattr(encoder.module, "window", 1)
+def window_of(encoder):
+    window = getattr(encoder.module, "window", 1)
     return window
 
 
 @pytest.mark.parametrize("name", ["stdim", "mae"])
-def test_a_weights_file_determines_the_network_of_sr(name: str, tmp_path: Path) -> None:
+def test_a_weights_file_determines_the_network_of_sr(name, tmp_path):
     trained = trainee(name)().frozen()["sr"]
     safetensors.torch.save_file(trained.state_dict(), tmp_path / "sr.safetensors")
     built = load.build("wsa:sr", f"file:{tmp_path / 'sr.safetensors'}")
@@ -148,12 +140,7 @@ def test_a_weights_file_determines_the_network_of_sr(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("alias", NETWORKS)
-def test_a_frozen_encoder_sees_exactly_what_it_was_trained_on(
-    alias: str,
-    read_examples: Callable[..., Examples],
-    make_encoder: Callable[..., Encoder],
-    atari_store: Backend,
-) -> None:
+def test_a_frozen_encoder_sees_what_it_learned_on(alias, read_examples, make_encoder, atari_store):
     """The same scale, size, frames, and order, on a real game."""
     examples = read_examples(find_trainee(alias).training_input, "Pong")
     request = parse_request(f"{alias}:random", {})
@@ -164,7 +151,7 @@ def test_a_frozen_encoder_sees_exactly_what_it_was_trained_on(
     rows = examples.training["Pong"][-3:]
     at = examples.frame_rows(rows, np.random.default_rng(0))
     frames = screens[examples._frame[at[:, -window:] if window > 1 else at[:, :1]]]
-    inputs: list[torch.Tensor] = []
+    inputs = []
     first = next(m for m in encoder.module.modules() if isinstance(m, nn.Conv2d))
     first.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
     encoder(frames if window > 1 else frames[:, 0])
@@ -177,7 +164,7 @@ def test_a_frozen_encoder_sees_exactly_what_it_was_trained_on(
 
 
 @pytest.mark.parametrize("alias", NETWORKS)
-def test_by_default_the_whole_output_is_kept(alias: str, store: Backend) -> None:
+def test_by_default_the_whole_output_is_kept(alias, store):
     request = parse_request(f"{alias}:random", {})
     spec = register(take_snapshot(store), request, 0.1).spec
     assert spec.shape == SHAPES[alias] and spec.identity.random
@@ -190,16 +177,12 @@ def test_by_default_the_whole_output_is_kept(alias: str, store: Backend) -> None
     ("alias", "output", "shape"),
     [("oke", "grid:7", (7, 7, 128)), ("vos", "grid:21", (21, 21, 20)), ("ae", "pooled", (64,))],
 )
-def test_a_smaller_output_is_a_model_of_its_own(
-    alias: str, output: str, shape: tuple[int, ...], store: Backend
-) -> None:
+def test_a_smaller_output_is_a_model_of_its_own(alias, output, shape, store):
     spec = register(take_snapshot(store), parse_request(f"{alias}:random", {}, output), 0.1).spec
     assert (spec.shape, spec.identity.output) == (shape, output)
 
 
-def test_a_stored_code_decodes_to_the_same_masks_as_a_live_one(
-    tmp_path: Path, make_encoder: Callable[..., Encoder], atari_store: Backend
-) -> None:
+def test_a_stored_code_decodes_to_the_same_masks_as_a_live_one(tmp_path, make_encoder, atari_store):
     network = load.network("vos")
     safetensors.torch.save_file(network.state_dict(), tmp_path / "vos.safetensors")
     request = parse_request("vos", {"vos": str(tmp_path / "vos.safetensors")})
@@ -220,7 +203,7 @@ def test_a_stored_code_decodes_to_the_same_masks_as_a_live_one(
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("alias", NETWORKS)
-def test_the_files_of_a_training_are_loaded(alias: str, half: bool, tmp_path: Path) -> None:
+def test_the_files_of_a_training_are_loaded(alias, half, tmp_path):
     trainee = find_trainee(alias)().eval()
     outputs.write_encoders(tmp_path, trainee, half)
     file = tmp_path / f"{alias}.safetensors"
@@ -237,7 +220,7 @@ def test_the_files_of_a_training_are_loaded(alias: str, half: bool, tmp_path: Pa
 
 
 @pytest.mark.parametrize("alias", NETWORKS)
-def test_the_shipped_weights_match_their_manifest(alias: str) -> None:
+def test_the_shipped_weights_match_their_manifest(alias):
     request = parse_request(alias, {})
     file = load.shipped(alias)
     data = file.read_bytes()
@@ -254,14 +237,14 @@ def test_the_shipped_weights_match_their_manifest(alias: str) -> None:
         assert tensor.ndim < 2 or not torch.equal(tensor.float(), untrained[name].half().float())
 
 
-def test_the_shipped_weights_are_small_and_trained_on_ten_games() -> None:
+def test_the_shipped_weights_are_small_and_trained_on_ten_games():
     folder = load.shipped("ae").parent
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 20e6
     manifest = json.loads((folder / "manifest.json").read_text())
     assert len(manifest["games"]) >= 10 and manifest["files"].keys() == NETWORKS.keys()
 
 
-def test_a_weights_file_of_another_network_is_refused(tmp_path: Path) -> None:
+def test_a_weights_file_of_another_network_is_refused(tmp_path):
     outputs.write_encoders(tmp_path, trainer.trainee("transporter")(), False)
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "oke.safetensors").read_bytes()[:-9])
     for file in ("okk", "torn"):
@@ -270,15 +253,13 @@ def test_a_weights_file_of_another_network_is_refused(tmp_path: Path) -> None:
         assert caught.value.kind == "other-weights"
 
 
-def test_a_store_can_name_only_the_papers_networks() -> None:
+def test_a_store_can_name_only_the_papers_networks():
     for name in ("wsa:os", "wsa:", "wsa:autoencoder:Autoencoder"):
         with pytest.raises(UsageError):
             networks.build(Request("ae", name, "random", "map"))
 
 
-def test_weights_of_a_later_version_are_another_model(
-    store: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_of_a_later_version_are_another_model(store, tmp_path, monkeypatch):
     request = parse_request("ae", {})
     spec = register(take_snapshot(store), request, 0.1, engine="torch").spec
     snapshot = take_snapshot(store)

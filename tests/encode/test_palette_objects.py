@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
 
 from wsa.encode.commands.encode import describe_event
 from wsa.encode.inference import levels, objects, palette
@@ -33,7 +30,6 @@ from wsa.encode.registration import fit_reduction
 from wsa.encode.registration.register import open_model, register
 from wsa.encode.service.status import Backlog, read_status
 from wsa.learn.envs import atari
-from wsa.store.backends.base import Backend
 from wsa.store.common.errors import DamagedError, UsageError
 from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.root import open_store
@@ -53,12 +49,12 @@ small = st.integers(0, 2**32 - 1).map(
 )
 
 
-def features(screens: Screens) -> Tensor:
+def features(screens):
     """Screens as the output of the network `screen`, (n, H, W, 1) float32 from 0 to 255."""
     return torch.from_numpy(screens.astype(np.float32))[..., None]
 
 
-def draw(*boxes: tuple[int, int, int, int, int]) -> Screens:
+def draw(*boxes):
     """A black screen with boxes: level, top, left, height, width."""
     screen = np.zeros((210, 160), np.uint8)
     for level, top, left, height, width in boxes:
@@ -73,7 +69,7 @@ BLACK = Levels(np.zeros((210, 160), np.uint8), np.array([90, 200], np.uint8))
 
 
 @given(small)
-def test_the_background_is_the_most_frequent_level_of_each_pixel(screens: Screens) -> None:
+def test_the_background_is_the_most_frequent_level_of_each_pixel(screens):
     fitted = levels.fit_levels(screens)
     for row, column in np.ndindex(HEIGHT, WIDTH):
         counts = np.bincount(screens[:, row, column], minlength=256)
@@ -82,13 +78,13 @@ def test_the_background_is_the_most_frequent_level_of_each_pixel(screens: Screen
     assert foreground[fitted.levels].tolist() == sorted(foreground[foreground > 0])[::-1]
 
 
-def test_frames_without_any_change_are_refused() -> None:
+def test_frames_without_any_change_are_refused():
     with pytest.raises(UsageError, match="alike"):
         levels.fit_levels(np.zeros((4, HEIGHT, WIDTH), np.uint8))
 
 
 @pytest.mark.parametrize(("length", "width"), [(210, 5), (160, 4), (13, 4)])
-def test_soft_bins_distribute_every_pixel_completely(length: int, width: int) -> None:
+def test_soft_bins_distribute_every_pixel_completely(length, width):
     bins = levels.soft_bins(length, width)
     assert bins.shape == (length, length // width)
     assert (bins.sum(axis=1) == 2 * width).all() and (bins == bins.round()).all()
@@ -99,7 +95,7 @@ def test_soft_bins_distribute_every_pixel_completely(length: int, width: int) ->
 
 
 @given(small)
-def test_palette_counts_the_pixels_of_each_level(screens: Screens) -> None:
+def test_palette_counts_the_pixels_of_each_level(screens):
     fitted = palette.fit(features(screens), 2)
     code = fitted(features(screens)).numpy()
     expected = []
@@ -113,7 +109,7 @@ def test_palette_counts_the_pixels_of_each_level(screens: Screens) -> None:
 
 
 @given(small)
-def test_objects_are_the_connected_components_of_each_level(screens: Screens) -> None:
+def test_objects_are_the_connected_components_of_each_level(screens):
     fitted = levels.fit_levels(screens)
     for pixels in screens:
         expected = []
@@ -129,7 +125,7 @@ def test_objects_are_the_connected_components_of_each_level(screens: Screens) ->
         np.testing.assert_allclose(sorted(components), sorted(expected), atol=1e-9)
 
 
-def test_a_ball_and_a_paddle_of_one_color_are_separate_objects() -> None:
+def test_a_ball_and_a_paddle_of_one_color_are_separate_objects():
     """In `palette` they add up; `objects` separates them by size."""
     classes = np.array([0, 1], np.uint8)  # Small and medium objects of the first level.
     fitted = objects.make(BLACK, classes, 9)
@@ -147,7 +143,7 @@ def test_a_ball_and_a_paddle_of_one_color_are_separate_objects() -> None:
 
 @pytest.mark.parametrize("kind", [palette, objects])
 @given(screens=small)
-def test_the_code_of_a_screen_does_not_depend_on_other_screens(kind: Any, screens: Screens) -> None:
+def test_the_code_of_a_screen_does_not_depend_on_other_screens(kind, screens):
     fitted = kind.fit(features(screens), 3)
     together = fitted(features(screens))
     assert torch.equal(together, torch.cat([fitted(features(s[None])) for s in screens]))
@@ -155,16 +151,14 @@ def test_the_code_of_a_screen_does_not_depend_on_other_screens(kind: Any, screen
     assert kind.save(again) == kind.save(fitted) and torch.equal(again(features(screens)), together)
 
 
-def test_features_of_another_network_are_refused() -> None:
+def test_features_of_another_network_are_refused():
     for kind in (palette, objects):
         with pytest.raises(UsageError, match="--models palette,objects"):
             kind.fit(torch.zeros(3, 7, 7, 320), 3)
 
 
 @pytest.mark.parametrize(("alias", "number"), [("palette", 13), ("objects", 19)])
-def test_a_number_of_levels_out_of_range_is_refused(
-    alias: str, number: int, store: Backend
-) -> None:
+def test_a_number_of_levels_out_of_range_is_refused(alias, number, store):
     (request,) = for_games([parse_request(alias, {}, f"map+{alias}:{number}")], ["Pong"])
     with pytest.raises(UsageError, match="sk for 1 to"):
         register(take_snapshot(store), request, 0.1)
@@ -173,7 +167,7 @@ def test_a_number_of_levels_out_of_range_is_refused(
 # The levels that wsa ships.
 
 
-def test_levels_of_every_ale_game_are_shipped() -> None:
+def test_levels_of_every_ale_game_are_shipped():
     for game in atari.games():
         known = fit_reduction.game_levels(game)
         assert known is not None, game
@@ -184,7 +178,7 @@ def test_levels_of_every_ale_game_are_shipped() -> None:
 
 @pytest.mark.variants
 @pytest.mark.parametrize("alias", ["objects", "palette"])
-def test_a_linear_map_finds_the_ball_of_pong_in_the_code(alias: str) -> None:
+def test_a_linear_map_finds_the_ball_of_pong_in_the_code(alias):
     """On real play, where the shipped networks fail (docs/howto/probe.md)."""
     output = parse_output(screen.OUTPUTS[alias] + "@Pong")
     fitted = fit_reduction.shipped(output)
@@ -218,9 +212,9 @@ def test_a_linear_map_finds_the_ball_of_pong_in_the_code(alias: str) -> None:
     assert (explained > 0.95).all(), explained
 
 
-def screens_of(frames: NDArray[np.uint8]) -> Screens:
+def screens_of(frames):
     """Frames (n, H, W, 3) as the network `screen` sees them."""
-    small: Screens = shrink(torch.from_numpy(frames), screen.SEES.preprocessing())[:, 0].numpy()
+    small = shrink(torch.from_numpy(frames), screen.SEES.preprocessing())[:, 0].numpy()
     return small
 
 
@@ -228,7 +222,7 @@ def screens_of(frames: NDArray[np.uint8]) -> Screens:
 
 
 @pytest.fixture
-def two_games(store: Backend, fill: Callable[..., Any]) -> Backend:
+def two_games(store, fill):
     """A store with frames of noise in two games, which share one frame."""
     fill(store, [[0, 1, 2], [2, 3, 4]])
     fill(store, [[5, 6, 0]], game="Breakout")
@@ -238,7 +232,7 @@ def two_games(store: Backend, fill: Callable[..., Any]) -> Backend:
 REQUESTS = [parse_request(alias, {}) for alias in screen.OUTPUTS]
 
 
-def test_each_game_is_encoded_by_its_own_models_only(two_games: Backend) -> None:
+def test_each_game_is_encoded_by_its_own_models_only(two_games):
     report = encode(two_games, Encoding(REQUESTS), scheduler="inproc")
     snapshot = take_snapshot(two_games)
     assert len(snapshot.models) == 4 and report.failed == ()
@@ -256,9 +250,7 @@ def test_each_game_is_encoded_by_its_own_models_only(two_games: Backend) -> None
     assert again.models and {m.spec.key for m in again.models} == set(snapshot.models)
 
 
-def test_a_model_of_another_game_has_nothing_to_do(
-    two_games: Backend, run_wsa: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_a_model_of_another_game_has_nothing_to_do(two_games, run_wsa):
     encode(two_games, Encoding(REQUESTS[:1], ["Pong"]), scheduler="inproc")
     (key,) = take_snapshot(two_games).models
     command = ("encode", "--store", two_games.url, "--models", key, "--game", "Breakout", "--json")
@@ -267,7 +259,7 @@ def test_a_model_of_another_game_has_nothing_to_do(
         assert code == 0 and json.loads(out)["models"] == {}, err
 
 
-def test_cached_codes_equal_live_ones_to_the_last_bit(two_games: Backend) -> None:
+def test_cached_codes_equal_live_ones_to_the_last_bit(two_games):
     encode(two_games, Encoding(REQUESTS, ["Pong"]), scheduler="inproc")
     snapshot = take_snapshot(two_games)
     for key in snapshot.models:
@@ -281,9 +273,7 @@ def test_cached_codes_equal_live_ones_to_the_last_bit(two_games: Backend) -> Non
 
 
 @pytest.mark.parametrize("engine", ["auto", "openvino"])
-def test_no_engine_is_named_for_a_model_without_a_network(
-    two_games: Backend, engine: str, every_engine: None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_engine_is_named_for_a_model_without_a_network(two_games, engine, every_engine, caplog):
     events: list[Any] = []
     encoding = Encoding(REQUESTS[:1], ["Pong"], engine=engine)
     report = encode(two_games, encoding, scheduler="inproc", listen=events.append)
@@ -306,9 +296,7 @@ def test_no_engine_is_named_for_a_model_without_a_network(
         assert caplog.messages == ([] if engine == "auto" else [said])
 
 
-def test_two_stores_have_the_same_keys_without_any_exchange(
-    two_games: Backend, tmp_path: Path
-) -> None:
+def test_two_stores_have_the_same_keys_without_any_exchange(two_games, tmp_path):
     other = open_store(str(tmp_path / "other"), create=True)
     keys = []
     for backend in (two_games, other):  # The other one has no frames.
@@ -317,9 +305,7 @@ def test_two_stores_have_the_same_keys_without_any_exchange(
     assert keys[:4] == keys[4:] and len(set(keys)) == 4
 
 
-def test_levels_of_an_unknown_game_are_fitted_once_on_its_frames(
-    store: Backend, fill: Callable[..., Any]
-) -> None:
+def test_levels_of_an_unknown_game_are_fitted_once_on_its_frames(store, fill):
     fill(store, [[0, 1, 2, 3]], game="Homebrew")
     request = for_games(REQUESTS[:1], ["Homebrew"])[0]
     registered = register(take_snapshot(store), request, 0.1)
@@ -329,7 +315,7 @@ def test_levels_of_an_unknown_game_are_fitted_once_on_its_frames(
     assert register(take_snapshot(store), request, 0.1).spec.key == registered.spec.key
 
 
-def test_swapped_levels_are_damage(two_games: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapped_levels_are_damage(two_games, monkeypatch):
     request = for_games(REQUESTS[:1], ["Pong"])[0]
     key = register(take_snapshot(two_games), request, 0.1).spec.key
     other = fit_reduction.shipped(parse_output("map+palette:5@Breakout"))
@@ -340,14 +326,14 @@ def test_swapped_levels_are_damage(two_games: Backend, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("spoil", [{"levels": (3, 3)}, {"levels": (0,)}, {"background": (9,)}])
 @pytest.mark.parametrize("kind", [palette, objects])
-def test_arrays_of_other_shapes_are_refused(kind: Any, spoil: dict[str, Any]) -> None:
+def test_arrays_of_other_shapes_are_refused(kind, spoil):
     shapes = {"background": (9, 9), "levels": (2,), "classes": (1,)} | spoil
     arrays = {name: np.full(shape, 7, np.uint8) for name, shape in shapes.items()}
     with pytest.raises(ValueError, match="shapes"):
         kind.load(safetensors.numpy.save(arrays))
 
 
-def test_a_class_of_an_unknown_level_is_refused() -> None:
+def test_a_class_of_an_unknown_level_is_refused():
     arrays = {**BLACK.arrays, "classes": np.array([6], np.uint8)}
     with pytest.raises(ValueError, match="not of 6"):
         objects.load(safetensors.numpy.save(arrays))
@@ -357,9 +343,7 @@ def test_a_class_of_an_unknown_level_is_refused() -> None:
     ("name", "options", "message"),
     [("palette:random", {}, "has no weights"), ("palette", {"precision": "bf16"}, "no network")],
 )
-def test_random_weights_and_reduced_precisions_are_refused(
-    name: str, options: Any, message: str
-) -> None:
+def test_random_weights_and_reduced_precisions_are_refused(name, options, message):
     with pytest.raises(UsageError, match=message):
         parse_request(name, {}, **options)
 
@@ -368,6 +352,6 @@ def test_random_weights_and_reduced_precisions_are_refused(
     ("output", "expected"),
     [("grid:7", "map+palette:5"), ("map+objects:9", "map+palette:5"), ("map+palette:3",) * 2],
 )
-def test_an_output_for_networks_does_not_apply(output: str, expected: str) -> None:
+def test_an_output_for_networks_does_not_apply(output, expected):
     """So one command can encode them beside networks whose output the user chooses."""
     assert parse_request("palette", {}, output).output == expected

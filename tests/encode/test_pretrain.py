@@ -1,13 +1,8 @@
 """Training of the paper's encoders: exact resumption, validation, early stopping, and files."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import cv2
 import msgspec
@@ -18,7 +13,6 @@ import torch
 from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.paper.segmentation import MovingObjects
 from wsa.learn.pretrain import trainer
-from wsa.learn.pretrain.data import Examples
 from wsa.learn.pretrain.trainer import TRAINEES, Training, trainee
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
@@ -41,7 +35,7 @@ TRAINING = Training(
 )
 
 
-def hold_out_few(examples: Examples) -> Examples:
+def hold_out_few(examples):
     """Keep a few held-out frames, as many more of Pong as of Breakout, so that validation is fast."""
     for game, count in (("Breakout", 3), ("Pong", 5)):
         if game in examples.held_out:
@@ -50,21 +44,21 @@ def hold_out_few(examples: Examples) -> Examples:
 
 
 @pytest.fixture(scope="module")
-def examples(read_examples: Callable[..., Examples]) -> Examples:
+def examples(read_examples):
     return hold_out_few(read_examples(Autoencoder.training_input))
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder):
     """The lines of a run's metrics, without clocks."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     clocks = ("time", "time/steps_per_s")
     return [{k: v for k, v in line.items() if k not in clocks} for line in lines]
 
 
-def test_an_interrupted_training_resumes_exactly(examples: Examples, tmp_path: Path) -> None:
+def test_an_interrupted_training_resumes_exactly(examples, tmp_path):
     whole = trainer.train_encoder(TRAINING, examples, tmp_path / "whole")
 
-    def interrupt(step: int, _: dict[str, float]) -> None:
+    def interrupt(step, _):
         if step == 6:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -87,7 +81,7 @@ def test_an_interrupted_training_resumes_exactly(examples: Examples, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_finished_training_can_be_extended(examples: Examples, tmp_path: Path) -> None:
+def test_a_finished_training_can_be_extended(examples, tmp_path):
     short = msgspec.structs.replace(TRAINING, steps=6, validate_frequency=6, log_frequency=1)
     trainer.begin(tmp_path / "long", short)
     trainer.train_encoder(short, examples, tmp_path / "long")
@@ -105,7 +99,7 @@ def test_a_finished_training_can_be_extended(examples: Examples, tmp_path: Path)
         trainer.begin(tmp_path / "long", short)
 
 
-def test_a_training_with_a_schedule_cannot_be_extended(tmp_path: Path) -> None:
+def test_a_training_with_a_schedule_cannot_be_extended(tmp_path):
     masks = msgspec.structs.replace(TRAINING, encoder="segmentation")
     trainer.begin(tmp_path, masks)
     longer = msgspec.structs.replace(masks, steps=24)
@@ -115,9 +109,7 @@ def test_a_training_with_a_schedule_cannot_be_extended(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "same"), [("ae", False), ("stdim", True)])
-def test_half_precision_applies_only_to_networks_that_support_it(
-    encoder: str, same: bool, read_examples: Callable[..., Examples], tmp_path: Path
-) -> None:
+def test_half_precision_is_for_networks_that_support_it(encoder, same, read_examples, tmp_path):
     training = msgspec.structs.replace(TRAINING, encoder=encoder, steps=2, validate_frequency=2)
     examples = read_examples(trainee(encoder).training_input)
     exact, half = (
@@ -132,14 +124,14 @@ def test_half_precision_applies_only_to_networks_that_support_it(
     assert half.best.loss == pytest.approx(exact.best.loss, rel=0.05)
 
 
-def test_the_best_weights_are_those_with_the_lowest_loss_on_all_held_out_frames(
-    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_weights_have_the_lowest_loss_on_all_held_out_frames(
+    examples, tmp_path, monkeypatch
+):
     """A loss on one random batch would choose the luckiest draw."""
-    states: dict[int, dict[str, torch.Tensor]] = {}
+    states = {}
     real = trainer.validation_loss
 
-    def validation_loss(network: Autoencoder, *rest: Any) -> dict[str, float]:
+    def validation_loss(network, *rest):
         states[round(12 * rest[2])] = {k: v.clone() for k, v in network.state_dict().items()}
         return real(network, *rest)
 
@@ -165,7 +157,7 @@ def test_the_best_weights_are_those_with_the_lowest_loss_on_all_held_out_frames(
     assert logged == pytest.approx(losses, rel=1e-5)
 
 
-def test_a_validation_loss_is_the_mean_over_frames_and_then_over_games(examples: Examples) -> None:
+def test_a_validation_loss_is_the_mean_over_frames_and_then_over_games(examples):
     torch.manual_seed(0)
     network = Autoencoder().eval()
     validation_losses = trainer.validation_loss(network, examples, 2, 0, "cpu")
@@ -181,9 +173,7 @@ def test_a_validation_loss_is_the_mean_over_frames_and_then_over_games(examples:
 
 
 @pytest.mark.parametrize("patience", [0, 2])
-def test_training_stops_when_the_validation_loss_stops_falling(
-    patience: int, examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_stops_when_validation_stops_falling(patience, examples, tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 1.0, 2.0, 5.0, 0.5])
     monkeypatch.setattr(trainer, "validation_loss", lambda *_: {"Pong": next(losses)})
     training = msgspec.structs.replace(TRAINING, patience=patience, validate_frequency=2)
@@ -197,9 +187,7 @@ def test_training_stops_when_the_validation_loss_stops_falling(
 
 
 @pytest.mark.slow
-def test_while_a_loss_is_not_settled_the_newest_weights_are_the_best(
-    read_examples: Callable[..., Examples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_before_a_loss_settles_the_newest_weights_are_best(read_examples, tmp_path, monkeypatch):
     losses = iter([0.1, 0.2, 0.3, 0.9, 0.8, 1.0])
     monkeypatch.setattr(trainer, "validation_loss", lambda *_: {"Pong": next(losses)})
     monkeypatch.setattr(MovingObjects, "settled", 0.5)
@@ -221,9 +209,7 @@ FAST = [("ae", True), ("transporter", False)]
         for encoder in TRAINEES
     ],
 )
-def test_a_training_leaves_encoders_a_manifest_and_pictures(
-    encoder: str, half: bool, read_examples: Callable[..., Examples], tmp_path: Path
-) -> None:
+def test_a_training_leaves_encoders_a_manifest_and_pictures(encoder, half, read_examples, tmp_path):
     kind = trainee(encoder)
     training = msgspec.structs.replace(
         TRAINING, encoder=encoder, steps=1, batch_size=2, validate_frequency=2
@@ -255,7 +241,7 @@ def test_a_training_leaves_encoders_a_manifest_and_pictures(
     assert cv2.imread(str(tmp_path / "curves.png")) is not None
 
 
-def test_another_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+def test_another_training_in_the_same_folder_is_refused(tmp_path):
     trainer.begin(tmp_path, TRAINING)
     before = (tmp_path / "config.json").read_bytes()
     trainer.begin(tmp_path, TRAINING)

@@ -1,10 +1,6 @@
 """Training data of the paper's encoders: which frames, how they are mixed, and what is held out."""
 
-from __future__ import annotations
-
 import collections
-from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,8 +8,7 @@ import torch
 
 from wsa.encode.models.paper.base import TrainingInput, grey
 from wsa.learn.pretrain import data
-from wsa.learn.pretrain.data import Examples, levels, scale
-from wsa.store.backends.base import Backend
+from wsa.learn.pretrain.data import levels, scale
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -22,7 +17,7 @@ STACK = TrainingInput(grey(20, 16), depth=5, one_game=True)
 PAIR = TrainingInput(grey(20, 16), apart=19)
 
 
-def test_screens_are_upright_and_whole() -> None:
+def test_screens_are_upright_and_whole():
     screen = np.zeros((1, 210, 160, 3), np.uint8)
     screen[0, :10] = 200  # Above.
     screen[0, :, :4] = 100  # At the left, over it.
@@ -34,12 +29,12 @@ def test_screens_are_upright_and_whole() -> None:
     np.testing.assert_array_equal(tall[9:11, 5], [200, 0])
 
 
-def test_pixels_are_scaled_to_0_to_1() -> None:
+def test_pixels_are_scaled_to_0_to_1():
     pixels = scale(torch.arange(256, dtype=torch.uint8), "cpu")
     np.testing.assert_allclose(pixels, np.arange(256) / 255, rtol=1e-6)
 
 
-def test_a_batch_depends_on_the_seed_and_the_step(read_examples: Callable[..., Examples]) -> None:
+def test_a_batch_depends_on_the_seed_and_the_step(read_examples):
     examples = read_examples(ONE)
     batch = examples.draw(1, 7, 8)
     assert batch.shape == (8, 1, 84, 84) and batch.dtype == torch.uint8
@@ -48,13 +43,13 @@ def test_a_batch_depends_on_the_seed_and_the_step(read_examples: Callable[..., E
     assert not torch.equal(batch, examples.draw(2, 7, 8))
 
 
-def count_games(examples: Examples, batches: int, size: int) -> list[collections.Counter[str]]:
+def count_games(examples, batches, size):
     """Draw batches, and count the examples of each game in each of them."""
-    counts: list[collections.Counter[str]] = []
+    counts = []
     owner = {int(row): game for game, rows in examples.training.items() for row in rows}
     take = examples.take
 
-    def count(rows: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
+    def count(rows, generator):
         assert len(set(rows.tolist())) == len(rows)
         counts.append(collections.Counter(owner[int(row)] for row in rows))
         return take(rows, generator)
@@ -65,9 +60,7 @@ def count_games(examples: Examples, batches: int, size: int) -> list[collections
     return counts
 
 
-def test_games_have_equal_shares_however_few_frames_one_has(
-    read_examples: Callable[..., Examples],
-) -> None:
+def test_games_have_equal_shares_however_few_frames_one_has(read_examples):
     examples = read_examples(ONE)
     examples.training["Pong"] = examples.training["Pong"][:30]
     counts = count_games(examples, 10, 7)
@@ -75,17 +68,13 @@ def test_games_have_equal_shares_however_few_frames_one_has(
     assert all(len(batch) == 2 for batch in counts)
 
 
-def test_a_batch_for_a_contrastive_loss_is_of_one_game(
-    read_examples: Callable[..., Examples],
-) -> None:
+def test_a_batch_for_a_contrastive_loss_is_of_one_game(read_examples):
     counts = count_games(read_examples(STACK), 10, 6)
     assert [len(batch) for batch in counts] == [1] * 10
     assert sum(counts, collections.Counter()) == {"Breakout": 30, "Pong": 30}
 
 
-def test_every_step_counts_the_same_whatever_the_length_of_its_episode(
-    store: Backend, kit: ModuleType
-) -> None:
+def test_every_step_counts_the_same_whatever_the_length_of_its_episode(store, kit):
     """Four short episodes of one run, and two long ones of another."""
     for number in range(4):
         kit.add_segment(store, 0, env=number, steps=10, ends=(9,))
@@ -101,13 +90,11 @@ def test_every_step_counts_the_same_whatever_the_length_of_its_episode(
     assert len(np.unique(rows)) == len(rows)
 
 
-def test_whole_episodes_are_held_out(
-    read_examples: Callable[..., Examples], atari_store: Backend
-) -> None:
+def test_whole_episodes_are_held_out(read_examples, atari_store):
     examples = read_examples(ONE)
     snapshot = take_snapshot(atari_store)
     chosen = data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 1 << 30)
-    episodes: list[tuple[str, str, int, int]] = []  # Of each row.
+    episodes = []  # Of each row.
     steps = 0
     for meta in chosen.segments:
         rows = snapshot.read_rows(meta)
@@ -124,7 +111,7 @@ def test_whole_episodes_are_held_out(
     assert len(rows) == len(set(rows)) == steps
 
 
-def test_every_encoder_holds_out_the_same_episodes(read_examples: Callable[..., Examples]) -> None:
+def test_every_encoder_holds_out_the_same_episodes(read_examples):
     one, stack = read_examples(ONE), read_examples(STACK)
     for game in ("Breakout", "Pong"):
         assert set(stack.held_out[game]) <= set(one.held_out[game])
@@ -132,9 +119,7 @@ def test_every_encoder_holds_out_the_same_episodes(read_examples: Callable[..., 
 
 
 @pytest.mark.parametrize("training_input", [ONE, STACK, PAIR])
-def test_validation_uses_all_held_out_examples_in_the_same_batches_each_time(
-    training_input: TrainingInput, read_examples: Callable[..., Examples]
-) -> None:
+def test_validation_uses_all_held_out_examples_in_the_same_batches(training_input, read_examples):
     examples = read_examples(training_input)
     first, second = (list(examples.validation(7)) for _ in range(2))
     for (game, batch), (other, again) in zip(first, second, strict=True):
@@ -148,7 +133,7 @@ def test_validation_uses_all_held_out_examples_in_the_same_batches_each_time(
         )
 
 
-def test_what_does_not_fit_into_memory_is_left_out_evenly(atari_store: Backend) -> None:
+def test_what_does_not_fit_into_memory_is_left_out_evenly(atari_store):
     snapshot = take_snapshot(atari_store)
     whole = data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 1 << 30)
     assert whole.left_out == 0 and whole.frames == sum(m.frames for m in whole.segments)
@@ -161,7 +146,7 @@ def test_what_does_not_fit_into_memory_is_left_out_evenly(atari_store: Backend) 
         data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 5000)
 
 
-def test_a_missing_policy_or_game_is_named(atari_store: Backend) -> None:
+def test_a_missing_policy_or_game_is_named(atari_store):
     snapshot = take_snapshot(atari_store)
     with pytest.raises(
         MissingError, match="no frames of Pong played by expert \\(available: random"
@@ -171,7 +156,7 @@ def test_a_missing_policy_or_game_is_named(atari_store: Backend) -> None:
         data.choose(snapshot, ["Qbert"], (), [ONE], 1 << 30)
 
 
-def test_training_needs_two_episodes(store: Backend, kit: ModuleType) -> None:
+def test_training_needs_two_episodes(store, kit):
     kit.add_segment(store, 0)
     snapshot = take_snapshot(store)
     chosen = data.choose(snapshot, ["Pong"], (), [ONE], 1 << 30)
@@ -179,7 +164,7 @@ def test_training_needs_two_episodes(store: Backend, kit: ModuleType) -> None:
         data.read(snapshot, chosen.segments, ONE, 0.2)
 
 
-def test_the_digest_of_the_data_depends_on_the_segments(atari_store: Backend) -> None:
+def test_the_digest_of_the_data_depends_on_the_segments(atari_store):
     snapshot = take_snapshot(atari_store)
     segments = snapshot.segments()
     digest = data.data_digest(snapshot, segments)

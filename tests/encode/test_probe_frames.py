@@ -1,7 +1,5 @@
 """The probe frames that wsa ships: the file, its frames, and the emulator that shows them."""
 
-from __future__ import annotations
-
 import collections
 import io
 
@@ -19,12 +17,12 @@ DIGEST = "26a8970622fb07500c3fd4c331b05da3afa2082894f8198413eff2319842edcf"
 pytestmark = pytest.mark.usefixtures("all_probe_frames")
 
 
-def test_the_file_never_changes() -> None:
+def test_the_file_never_changes():
     assert probe_frames.frames_digest() == DIGEST
     assert probe_frames.PATH.stat().st_size < 1 << 20
 
 
-def test_there_are_eight_frames_of_every_game(shipped: list[probe_frames.GameFrames]) -> None:
+def test_there_are_eight_frames_of_every_game(shipped):
     assert [part.game for part in shipped] == list(games.games())
     assert all(part.frames.dtype == np.uint8 for part in shipped)
     shapes = collections.Counter(part.frames.shape for part in shipped)
@@ -32,22 +30,20 @@ def test_there_are_eight_frames_of_every_game(shipped: list[probe_frames.GameFra
     assert shapes == {(8, height, 160, 3): count for height, count in heights.items()}
 
 
-def test_all_frames_of_a_game_differ(shipped: list[probe_frames.GameFrames]) -> None:
+def test_all_frames_of_a_game_differ(shipped):
     for part in shipped:
         assert len({hashing.frame_digest(frame) for frame in part.frames}) == 8, part.game
 
 
 @pytest.mark.variants
 @pytest.mark.parametrize("game", ["Pong", "Tetris", "Adventure"])
-def test_the_emulator_shows_the_same_frames(
-    game: str, shipped: list[probe_frames.GameFrames]
-) -> None:
+def test_the_emulator_shows_the_same_frames(game, shipped):
     frames = next(part.frames for part in shipped if part.game == game)
     np.testing.assert_array_equal(frames, make_probe_frames.play(game))
 
 
 @pytest.mark.slow
-def test_packing_the_frames_gives_the_same_bytes(shipped: list[probe_frames.GameFrames]) -> None:
+def test_packing_the_frames_gives_the_same_bytes(shipped):
     packed = make_probe_frames.pack({part.game: part.frames for part in shipped})
     # Compressed bytes depend on the version of zlib, so compare the arrays.
     other = np.load(io.BytesIO(packed), allow_pickle=False)
@@ -57,7 +53,7 @@ def test_packing_the_frames_gives_the_same_bytes(shipped: list[probe_frames.Game
             np.testing.assert_array_equal(own[name], other[name])
 
 
-def test_probe_frames_are_pairs_that_differ() -> None:
+def test_probe_frames_are_pairs_that_differ():
     frames = probe_frames.probe_inputs()
     assert frames.shape == (16, 210, 160, 3) and frames.dtype == np.uint8
     assert len({hashing.frame_digest(frame) for frame in frames}) == 16

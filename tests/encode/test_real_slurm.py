@@ -4,8 +4,6 @@
 working directory is that of the test.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -13,8 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -22,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> None:
+def cluster():
     """Skip the tests where no SLURM answers; `sinfo` takes seconds to find that out."""
     asked = shutil.which("sbatch") and subprocess.run(
         ["sinfo", "-h", "-o", "%t"], capture_output=True, text=True, check=False
@@ -40,7 +36,7 @@ SEGMENTS = 16
 WAIT_S = 900.0  # A busy machine imports torch for a minute, and gives a job little of its cores.
 
 
-def wait_until(condition: Callable[[], object], failure: str, wait_s: float = WAIT_S) -> None:
+def wait_until(condition, failure, wait_s=WAIT_S):
     end = time.monotonic() + wait_s
     while not condition():
         assert time.monotonic() < end, failure
@@ -50,7 +46,7 @@ def wait_until(condition: Callable[[], object], failure: str, wait_s: float = WA
 class Encode:
     """`wsa encode` in a process group of its own."""
 
-    def __init__(self, folder: Path, store: Path, output: str, workers: int, *more: str) -> None:
+    def __init__(self, folder, store, output, workers, *more):
         self.folder = folder
         where = ["--store", str(store), "--output", output, "--workers", str(workers)]
         self.log = folder / "stderr"
@@ -64,31 +60,31 @@ class Encode:
                 env={**os.environ, "WSA_CACHE": str(folder / "cache")},
             )
 
-    def jobs(self) -> list[str]:
+    def jobs(self):
         """Return the jobs that wait or run."""
         return self._in_state("PD,CF,R,CG")
 
-    def submitted(self) -> list[str]:
+    def submitted(self):
         """Return the jobs that wait, run, or have ended."""
         return self._in_state("all")
 
-    def _in_state(self, states: str) -> list[str]:
+    def _in_state(self, states):
         asked = ["squeue", "-h", "--name", "wsa", "-t", states, "-o", "%i %Z"]
         lines = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
         return [i for i, place in map(str.split, lines.splitlines()) if place == str(self.folder)]
 
-    def done(self) -> int:
+    def done(self):
         return self.log.read_text().count('"SegmentDone"')
 
-    def wait_for_segment(self) -> None:
+    def wait_for_segment(self):
         wait_until(lambda: self.done() or self.process.poll() is not None, "nothing was encoded")
         assert self.process.poll() is None, self.log.read_text()
 
-    def wait(self) -> int:
+    def wait(self):
         return self.process.wait(WAIT_S)
 
-    def result(self) -> dict[str, object]:
-        result: dict[str, object] = json.loads((self.folder / "stdout").read_text())
+    def result(self):
+        result = json.loads((self.folder / "stdout").read_text())
         return result
 
 
@@ -102,9 +98,9 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def encode(tmp_path, store):
-    started: list[Encode] = []
+    started = []
 
-    def start(output: str, workers: int, *more: str) -> Encode:
+    def start(output, workers, *more):
         started.append(Encode(tmp_path, store, output, workers, *more))
         return started[-1]
 

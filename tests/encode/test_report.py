@@ -1,11 +1,8 @@
 """Events, the report, and the memory of an encoding."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode_on
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
-from wsa.store.backends.base import Backend
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot
@@ -27,14 +23,12 @@ RunWsa = Callable[..., tuple[int, str, str]]
 PEAK = str(Path(__file__).with_name("peak_worker.py"))
 
 
-def encode_command(store: Backend, report: Path) -> tuple[str, ...]:
+def encode_command(store, report):
     where = ("--store", store.url, "--report", str(report), "--scheduler", "inproc")
     return ("encode", *where, "--models", "timm:test_resnet:random", "--output", "pooled")
 
 
-def test_events_are_json_lines_and_the_report_repeats_them(
-    store: Backend, fill: Fill, damage_frames: Callable[..., None], run_wsa: RunWsa, tmp_path: Path
-) -> None:
+def test_events_are_json_and_the_report_repeats_them(store, fill, damage_frames, run_wsa, tmp_path):
     metas = fill(store, [[0, 1, 2], [2, 3], [5, 6]])
     damage_frames(store, metas[2])
     command = encode_command(store, tmp_path / "report")
@@ -66,9 +60,7 @@ def test_events_are_json_lines_and_the_report_repeats_them(
     assert err.splitlines()[-1].startswith("wsa encode: 1 objects were set aside")
 
 
-def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(
-    store: Backend, fill: Fill, run_wsa: RunWsa, tmp_path: Path
-) -> None:
+def test_a_report_that_cannot_be_written_is_refused_at_once(store, fill, run_wsa, tmp_path):
     fill(store, [[0]])
     (tmp_path / "file").touch()
     code, _, err = run_wsa(*encode_command(store, tmp_path / "file" / "x"))
@@ -96,9 +88,7 @@ print(sized.peak, dry_run.peak_bytes(), estimate)
 """
 
 
-def test_an_encoding_takes_no_more_memory_than_the_dry_run_says(
-    store: Backend, make_segment: Callable[..., Any], warm: Any
-) -> None:
+def test_an_encoding_takes_no_more_memory_than_the_dry_run_says(store, make_segment, warm):
     """P19, in one process, with long segments that repeat a few screens of the real size."""
     for number in range(4):
         screens = np.zeros((10, 210, 160, 3), np.uint8)
@@ -111,13 +101,9 @@ def test_an_encoding_takes_no_more_memory_than_the_dry_run_says(
 
 
 @pytest.mark.slow
-def test_no_worker_takes_more_memory_than_the_dry_run_says(
-    store: Backend,
-    make_segment: Callable[..., Any],
-    tiny: Ask,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_no_worker_takes_more_memory_than_estimated(
+    store, make_segment, tiny, tmp_path, monkeypatch
+):
     """P19, with screens of the real size."""
     rng = np.random.default_rng(0)
     for number in range(4):

@@ -8,15 +8,13 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from command_kit import wait_until
 from dask import config
 
 from wsa.encode.jobs import cluster
@@ -24,7 +22,6 @@ from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
 from wsa.encode.jobs.slurm import JobKeeper, SlurmOptions, keep_ctrl_c, start
 from wsa.encode.models.registry import Request
-from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.maintenance.verify import verify
@@ -36,7 +33,7 @@ Ask = Callable[..., Request]
 Fill = Callable[..., list[SegmentMeta]]
 
 # What SLURM's own commands do, on this machine. A file in `jobs`, named by a job's number, has its
-# state. If the folder has a file `hold`, the next job stays in the queue.
+# state.
 SBATCH = """#!{python}
 import os, pathlib, subprocess, sys
 folder = pathlib.Path({folder!r})
@@ -44,14 +41,9 @@ script = pathlib.Path(sys.argv[-1]).read_text()
 (folder / "job.sh").write_text(script)
 own = folder / f"{{os.getpid()}}.sh"
 own.write_text(script)
-try:
-    (folder / "hold").unlink()
-    number, state = os.getpid(), "PENDING"
-except FileNotFoundError:
-    number = subprocess.Popen(["bash", str(own)], stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, start_new_session=True).pid
-    state = "RUNNING"
-(folder / "jobs" / str(number)).write_text(state)
+number = subprocess.Popen(["bash", str(own)], stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL, start_new_session=True).pid
+(folder / "jobs" / str(number)).write_text("RUNNING")
 print("Submitted batch job", number)
 """
 SCANCEL = """#!{python}
@@ -73,35 +65,31 @@ FAILS = "#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n"
 class FakeSlurm:
     """`sbatch`, `scancel`, and `squeue` in a folder, which start and stop jobs on this machine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder = folder
         (folder / "jobs").mkdir(parents=True)
         for name, text in {"sbatch": SBATCH, "scancel": SCANCEL, "squeue": SQUEUE}.items():
             self.command(name, text.format(python=sys.executable, folder=str(folder)))
 
-    def command(self, name: str, text: str) -> None:
+    def command(self, name, text):
         file = self.folder / name
         file.write_text(text)
         file.chmod(file.stat().st_mode | stat.S_IEXEC)
 
-    def hold(self) -> None:
-        """Keep the next job in the queue."""
-        (self.folder / "hold").touch()
-
-    def jobs(self) -> dict[str, str]:
+    def jobs(self):
         """States of all jobs ever submitted, by number."""
         return {file.name: file.read_text() for file in (self.folder / "jobs").iterdir()}
 
-    def cancel(self, job: str) -> None:
+    def cancel(self, job):
         subprocess.run([self.folder / "scancel", job], check=True)
 
-    def script(self) -> str:
+    def script(self):
         """Return the last script that was submitted."""
         return (self.folder / "job.sh").read_text()
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
+def slurm(tmp_path, monkeypatch):
     fake = FakeSlurm(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{fake.folder}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
@@ -111,22 +99,15 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm
 
 
 @pytest.fixture
-def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_intervals(monkeypatch):
     """Look at jobs often."""
     monkeypatch.setattr(cluster, "SCALE_EVERY_S", 0.2)
     for name, seconds in {"LOOK_EVERY_S": 0.2, "ASK_EVERY_S": 0.2, "GONE_S": 3.0}.items():
         monkeypatch.setattr(f"wsa.encode.jobs.slurm.{name}", seconds)
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
-def test_slurm_starts_the_workers(store: Backend, fill: Fill, tiny: Ask, slurm: FakeSlurm) -> None:
+def test_slurm_starts_the_workers(store, fill, tiny, slurm):
     fill(store, [[0, 1], [1, 2], [3]])
     jobs = SlurmOptions(
         "gpu", slurm_cores=1, slurm_memory="2GB", slurm_extra=("--constraint=a100",)
@@ -140,9 +121,7 @@ def test_slurm_starts_the_workers(store: Backend, fill: Fill, tiny: Ask, slurm: 
     assert verify(store).damage == ()
 
 
-def test_jobs_that_slurm_refuses_end_the_command_with_its_message(
-    store: Backend, fill: Fill, tiny: Ask, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refused_jobs_end_the_command_with_slurms_message(store, fill, tiny, slurm, monkeypatch):
     slurm.command("sbatch", "#!/bin/sh\necho 'invalid partition: gpuu' >&2; exit 1\n")
     monkeypatch.setattr("wsa.encode.jobs.slurm.LOOK_EVERY_S", 0.2)
     fill(store, [[0]])
@@ -161,9 +140,7 @@ PAIR = SlurmOptions(slurm_cores=2, slurm_memory="1GB")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("squeue", ["answers", "fails"])
-def test_a_job_that_ends_is_replaced(
-    slurm: FakeSlurm, short_intervals: None, monkeypatch: pytest.MonkeyPatch, squeue: str
-) -> None:
+def test_a_job_that_ends_is_replaced(slurm, short_intervals, monkeypatch, squeue):
     """A job of several workers, the default. Dask itself replaces none of these."""
     if squeue == "fails":
         slurm.command("squeue", FAILS)
@@ -180,36 +157,13 @@ def test_a_job_that_ends_is_replaced(
     assert sorted(slurm.jobs().values()) == ["CANCELLED", "CANCELLED"], "no third; none is left"
 
 
-def workers(client: Any) -> list[Any]:
+def workers(client):
     found: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
     return list(found.values())
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(100)
-def test_a_job_that_is_cancelled_in_the_queue_is_replaced(
-    slurm: FakeSlurm, short_intervals: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    slurm.hold()
-
-    def cancel() -> None:
-        wait_until(lambda: "PENDING" in slurm.jobs().values())
-        slurm.cancel(*slurm.jobs())
-
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    with cluster.connect("slurm", 1, jobs=PAIR) as (client, _):
-        assert {w["name"][:-2] for w in workers(client)} == {"wsa-1"}
-        assert len(slurm.jobs()) == 2
-    thread.join()
-    message = "is over (cancelled) and had no worker; another is submitted"
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.timeout(100)
-def test_several_jobs_that_end_without_a_worker_end_the_command(
-    slurm: FakeSlurm, short_intervals: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_that_end_without_a_worker_end_the_command(slurm, short_intervals, monkeypatch):
     slurm.command(
         "sbatch", f"#!/bin/sh\necho FAILED > {slurm.folder}/jobs/$$\necho Submitted batch job $$\n"
     )
@@ -221,9 +175,7 @@ def test_several_jobs_that_end_without_a_worker_end_the_command(
     assert 3 <= len(slurm.jobs()) < 10
 
 
-def test_a_job_may_wait_and_is_replaced_only_when_its_workers_stay_away(
-    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_may_wait_and_is_replaced_only_when_its_workers_stay_away(slurm, monkeypatch):
     """With Dask's own cluster and pretended workers."""
     now = [0.0]
     monkeypatch.setattr("wsa.encode.jobs.slurm.time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -232,7 +184,7 @@ def test_a_job_may_wait_and_is_replaced_only_when_its_workers_stay_away(
     with start(PAIR, {}, True, dashboard_address=":0", dashboard=False) as jobs:
         keep = JobKeeper(jobs, 2)
 
-        def look(seconds: float, *names: str) -> list[str]:
+        def look(seconds, *names):
             """Names of the jobs, after the cluster has done what the keeper asks."""
             now[0] += seconds
             jobs.scheduler_info["workers"] = {name: {"name": name} for name in names}
@@ -265,13 +217,9 @@ def test_a_job_may_wait_and_is_replaced_only_when_its_workers_stay_away(
         ((), "logs", False),
     ],
 )
-def test_logs_of_jobs_go_to_the_cache_unless_a_folder_is_given(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    extra: tuple[str, ...],
-    config_folder: str | None,
-    kept: bool,
-) -> None:
+def test_logs_go_to_the_cache_unless_a_folder_is_given(
+    tmp_path, monkeypatch, extra, config_folder, kept
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WSA_CACHE", str(tmp_path / "my cache"))
     with config.set({"jobqueue.slurm.log-directory": config_folder}):
@@ -280,9 +228,7 @@ def test_logs_of_jobs_go_to_the_cache_unless_a_folder_is_given(
     assert script.count("/%j") == int(kept or bool(extra))
 
 
-def test_ctrl_c_still_interrupts_after_dask_jobqueue_is_imported(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_ctrl_c_still_interrupts_after_dask_jobqueue_is_imported(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("dask_jobqueue")]:
         monkeypatch.delitem(sys.modules, name)
     before = signal.getsignal(signal.SIGINT)
@@ -291,7 +237,7 @@ def test_ctrl_c_still_interrupts_after_dask_jobqueue_is_imported(
     assert "dask_jobqueue.runner" in sys.modules and signal.getsignal(signal.SIGINT) is before
 
 
-def test_settings_of_dask_jobqueue_apply_to_every_job() -> None:
+def test_settings_of_dask_jobqueue_apply_to_every_job():
     """dask-jobqueue itself drops a setting for which wsa passes an argument."""
     settings = {
         "job-script-prologue": ["module load cuda"],
@@ -308,9 +254,7 @@ def test_settings_of_dask_jobqueue_apply_to_every_job() -> None:
     assert "--lifetime 55m" in lines[-1] and "--resources GPU=1" in lines[-1]
 
 
-def test_the_job_script_requests_the_resources_of_the_options(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_job_script_requests_the_resources_of_the_options(monkeypatch):
     monkeypatch.setenv("PATH", "")
     jobs = SlurmOptions("gpu", "lab", "04:00:00", 6, "32GB", True, ("--exclude=node7",))
     script = cluster.job_script(jobs)

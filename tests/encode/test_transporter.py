@@ -1,9 +1,5 @@
 """Transporter: sizes, keypoints, transport, gradients, and learning."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -16,12 +12,9 @@ from wsa.encode.models.paper.transporter import (
     means,
     transport,
 )
-from wsa.learn.pretrain.data import Examples, scale
 
 
-def test_the_sizes_and_the_costs_equal_those_of_the_paper(
-    measure_cost: Callable[..., tuple[int, int]],
-) -> None:
+def test_the_sizes_and_the_costs_equal_those_of_the_paper(measure_cost):
     pixels = torch.rand(1, 1, 84, 84)
     features, keypoints = FeatureEncoder().eval(), KeypointEncoder().eval()
     assert measure_cost(features, features, pixels) == (288_608, 271_176_192)
@@ -29,7 +22,7 @@ def test_the_sizes_and_the_costs_equal_those_of_the_paper(
     assert sum(p.numel() for p in Transporter().parameters()) == 865_959
 
 
-def test_the_two_frozen_encoders_share_no_weights() -> None:
+def test_the_two_frozen_encoders_share_no_weights():
     parts = Transporter().frozen()
     assert list(parts) == ["oke", "okk"]
     pointers = [{p.data_ptr() for p in part.parameters()} for part in parts.values()]
@@ -39,7 +32,7 @@ def test_the_two_frozen_encoders_share_no_weights() -> None:
     assert parts["okk"](pixels).shape == (2, 4, 21, 21)
 
 
-def test_a_gaussian_lies_at_the_mean_of_each_map() -> None:
+def test_a_gaussian_lies_at_the_mean_of_each_map():
     maps = torch.full((1, 2, 21, 21), -1e4)
     maps[0, 0, 3, 17] = maps[0, 1, 20, 0] = 1e4
     torch.testing.assert_close(means(maps), torch.tensor([[[-0.7, 0.7], [1.0, -1.0]]]))
@@ -52,7 +45,7 @@ def test_a_gaussian_lies_at_the_mean_of_each_map() -> None:
     assert (bumps[0, 1] == bumps[0, 1].max()).nonzero().tolist() == [[20, 0]]
 
 
-def test_transport_equals_the_equation_for_one_keypoint_after_another() -> None:
+def test_transport_equals_the_equation_for_one_keypoint_after_another():
     torch.manual_seed(0)
     at_source, at_target = torch.rand(2, 2, 3, 5, 5)
     source, target = torch.rand(2, 2, 4, 5, 5)
@@ -64,7 +57,7 @@ def test_transport_equals_the_equation_for_one_keypoint_after_another() -> None:
     torch.testing.assert_close(transport(at_source, at_target, source, target), expected)
 
 
-def test_only_the_target_gets_a_gradient() -> None:
+def test_only_the_target_gets_a_gradient():
     network = Transporter()
     source, target = torch.rand(2, 2, 1, 84, 84).requires_grad_().unbind()
     source.retain_grad()
@@ -81,15 +74,13 @@ def test_only_the_target_gets_a_gradient() -> None:
         assert grad is not None and grad.abs().sum() > 0
 
 
-def test_the_learning_rate_falls_by_5_percent_every_100_000_steps() -> None:
+def test_the_learning_rate_falls_by_5_percent_every_100_000_steps():
     network = Transporter()
     rates = [network.learning_rate(1e-3, step, 10**6) for step in (0, 99_999, 100_000, 250_000)]
     assert rates == pytest.approx([1e-3, 1e-3, 0.95e-3, 0.95**2 * 1e-3])
 
 
-def test_a_pair_is_of_one_episode_and_fewer_than_20_steps_apart(
-    read_examples: Callable[..., Examples],
-) -> None:
+def test_a_pair_is_of_one_episode_and_fewer_than_20_steps_apart(read_examples):
     examples = read_examples(Transporter.training_input)
     rows = np.concatenate([np.repeat(r, 20) for r in examples.training.values()])
     source, target = examples.frame_rows(rows, np.random.default_rng(0)).T
@@ -97,17 +88,3 @@ def test_a_pair_is_of_one_episode_and_fewer_than_20_steps_apart(
     assert set(apart) == set(range(1, 20))
     assert (examples._first[source] == examples._first[target]).all()
     assert (source < target).any() and (source > target).any()
-
-
-@pytest.mark.slow
-def test_the_network_learns_to_move_keypoints(
-    read_examples: Callable[..., Examples], overfit: Callable[..., list[float]]
-) -> None:
-    torch.manual_seed(0)
-    examples = scale(read_examples(Transporter.training_input, "Pong").draw(1, 1, 3), "cpu")
-    network = Transporter()
-    losses = overfit(network, examples, 8, 3e-3)
-    assert losses[-1] < 0.7 * losses[0]
-    with torch.inference_mode():
-        panels = network.eval().show(examples)
-    assert [panel.shape for panel in panels] == [(3, 3, 84, 84)] * 4

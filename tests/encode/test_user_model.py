@@ -1,19 +1,13 @@
 """Users' own models: found by `module:callable`, checked, encoded, and opened again."""
 
-from __future__ import annotations
-
 import re
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
-from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
@@ -24,9 +18,7 @@ from wsa.encode.models.user_network import load
 from wsa.encode.registration import check
 from wsa.encode.registration.identity import find_model, identify, request_of
 from wsa.encode.registration.register import open_model, register
-from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, UsageError, WsaError
-from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -36,14 +28,14 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def _in_the_folder_of_the_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _in_the_folder_of_the_module(monkeypatch):
     """Work in the folder of `user_nets`, as a user does with their own module."""
     monkeypatch.chdir(HERE)
     yield
     sys.modules.pop("user_nets", None)
 
 
-def test_a_model_is_named_by_module_and_callable() -> None:
+def test_a_model_is_named_by_module_and_callable():
     for name in ("a:b", "lab.nets.vit:make_encoder", "_x:Y9"):
         assert is_name(name)
         request = parse_request(name, {}, "pooled")
@@ -55,7 +47,7 @@ def test_a_model_is_named_by_module_and_callable() -> None:
         assert caught.value.kind == "unknown-model", name
 
 
-def test_a_module_is_imported_only_when_the_model_is_built() -> None:
+def test_a_module_is_imported_only_when_the_model_is_built():
     request = parse_request("user_nets:dense", {}, "pooled")
     assert "user_nets" not in sys.modules and request.licence
     before = list(sys.path)
@@ -76,13 +68,7 @@ def test_a_module_is_imported_only_when_the_model_is_built() -> None:
         ("tokens", "pooled", (64,)),
     ],
 )
-def test_an_output_is_computed_from_what_the_module_returns(
-    name: str,
-    output: str,
-    shape: tuple[int, ...],
-    frames: NDArray[np.uint8],
-    make_encoder: Callable[..., Encoder],
-) -> None:
+def test_an_output_is_made_of_what_the_module_returns(name, output, shape, frames, make_encoder):
     encoder = make_encoder(parse_request(f"user_nets:{name}", {}, output))
     embedding = encoder(frames[:2])
     assert embedding.shape == (2, *shape)
@@ -109,9 +95,7 @@ def test_an_output_is_computed_from_what_the_module_returns(
         ("spatial", "grid:8", "grid:7"),
     ],
 )
-def test_an_output_that_the_module_lacks_is_refused_with_an_alternative(
-    name: str, output: str, instead: str, store: Backend
-) -> None:
+def test_an_output_that_the_module_lacks_is_refused(name, output, instead, store):
     request = parse_request(f"user_nets:{name}", {}, output)
     with pytest.raises(UsageError, match=f"Ask for {instead} instead") as caught:
         register(take_snapshot(store), request, 0.1)
@@ -119,11 +103,7 @@ def test_an_output_that_the_module_lacks_is_refused_with_an_alternative(
     assert take_snapshot(store).models == []
 
 
-def test_a_users_model_is_encoded_found_and_opened_again(
-    store: Backend,
-    fill: Callable[..., list[SegmentMeta]],
-    noise: Callable[[int], NDArray[np.uint8]],
-) -> None:
+def test_a_users_model_is_encoded_found_and_opened_again(store, fill, noise):
     request = parse_request("user_nets:dense", {}, "pooled")
     fill(store, [[0, 1], [1, 2]])
     report = encode(store, Encoding([request], device="cpu"), scheduler="inproc")
@@ -148,12 +128,7 @@ def test_a_users_model_is_encoded_found_and_opened_again(
         open_model(snapshot, spec.key)
 
 
-def test_a_model_with_a_window_of_four_gets_the_frames_as_channels(
-    store: Backend,
-    fill: Callable[..., list[SegmentMeta]],
-    noise: Callable[[int], NDArray[np.uint8]],
-    make_encoder: Callable[..., Encoder],
-) -> None:
+def test_a_model_of_four_frames_gets_them_as_channels(store, fill, noise, make_encoder):
     request = parse_request("user_nets:stacked", {}, "pooled")
     fill(store, [[0, 1, 2, 3, 4, 5]])
     encode(store, Encoding([request], device="cpu"), scheduler="inproc")
@@ -175,7 +150,7 @@ def test_a_model_with_a_window_of_four_gets_the_frames_as_channels(
             np.testing.assert_allclose(row, expected, atol=2e-3)
 
 
-def test_other_weights_under_the_same_name_are_another_model(store: Backend) -> None:
+def test_other_weights_under_the_same_name_are_another_model(store):
     request = parse_request("user_nets:unseeded", {}, "pooled")
     key = register(take_snapshot(store), request, 0.1).spec.key
     assert find_model(take_snapshot(store), request) is None
@@ -196,7 +171,7 @@ def test_other_weights_under_the_same_name_are_another_model(store: Backend) -> 
         ("user_nets:wrong_mean", "must have 1 numbers for grey"),
     ],
 )
-def test_an_error_in_a_module_is_reported_in_one_line(name: str, expected: str) -> None:
+def test_an_error_in_a_module_is_reported_in_one_line(name, expected):
     with pytest.raises(WsaError) as caught:
         load(name)
     message = str(caught.value)
@@ -205,9 +180,7 @@ def test_an_error_in_a_module_is_reported_in_one_line(name: str, expected: str) 
 
 
 @pytest.mark.parametrize("engine", ["auto", "torch"])
-def test_a_module_that_raises_is_refused_and_nothing_is_written(
-    engine: str, store: Backend, fill: Callable[..., list[SegmentMeta]]
-) -> None:
+def test_a_module_that_raises_is_refused_and_nothing_is_written(engine, store, fill):
     fill(store, [[0]])
     request = parse_request("user_nets:raising", {}, "pooled")
     with pytest.raises(ConflictError, match="RuntimeError: no such kernel") as caught:
@@ -216,9 +189,7 @@ def test_a_module_that_raises_is_refused_and_nothing_is_written(
     assert take_snapshot(store).models == []
 
 
-def test_the_error_names_a_worker_that_lacks_the_module(
-    store: Backend, fill: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_names_a_worker_that_lacks_the_module(store, fill, tmp_path, monkeypatch):
     fill(store, [[0]])
     monkeypatch.chdir(tmp_path)
     request = parse_request("user_nets:dense", {}, "pooled")
@@ -230,12 +201,12 @@ def test_the_error_names_a_worker_that_lacks_the_module(
 # `wsa models check`. It needs all probe frames.
 
 
-def check_all(name: str, output: str = "pooled") -> dict[str, check.CheckResult]:
+def check_all(name, output="pooled"):
     request = parse_request(name, {}, output)
     return {result.what: result for result in check.check(request, "cpu")}
 
 
-def check_one(name: str, what: str, output: str = "pooled") -> check.CheckResult:
+def check_one(name, what, output="pooled"):
     """Run a check until it has the result with this name."""
     request = parse_request(name, {}, output)
     return next(result for result in check.check(request, "cpu") if result.what == what)
@@ -252,7 +223,7 @@ def check_one(name: str, what: str, output: str = "pooled") -> check.CheckResult
         ("timm:test_resnet:random", "map"),
     ],
 )
-def test_a_correct_model_passes_every_check(name: str, output: str, all_probe_frames: None) -> None:
+def test_a_correct_model_passes_every_check(name, output, all_probe_frames):
     threads = torch.get_num_threads()
     results = check_all(name, output)
     assert len(results) == 14 and all(result.ok for result in results.values()), results
@@ -272,16 +243,12 @@ def test_a_correct_model_passes_every_check(name: str, output: str, all_probe_fr
         ("unseeded", "the same weights when built again", "then"),
     ],
 )
-def test_each_fault_of_a_model_fails_a_check(
-    name: str, what: str, details: str, all_probe_frames: None
-) -> None:
+def test_each_fault_of_a_model_fails_a_check(name, what, details, all_probe_frames):
     result = check_one(f"user_nets:{name}", what)
     assert not result.ok and details in result.found
 
 
-def test_a_check_reports_the_chosen_engine_and_why_not_the_others(
-    every_engine: None, all_probe_frames: None
-) -> None:
+def test_a_check_reports_the_chosen_engine_and_why_not_the_others(every_engine, all_probe_frames):
     report = check_one("user_nets:dense", "engines").found
     measured = r"[\d,.]+ frames/s, step error [\d.e-]+"
     first, second, third = report.split("; ")
@@ -290,27 +257,25 @@ def test_a_check_reports_the_chosen_engine_and_why_not_the_others(
     assert third == "not compile: on a CPU, compiling takes up to a minute in every process"
 
 
-def test_a_check_shows_the_license_that_its_author_declares() -> None:
+def test_a_check_shows_the_license_that_its_author_declares():
     assert "licence: MIT" in check_one("user_nets:dense", "weights").found
 
 
 @pytest.mark.parametrize("output", ["pooled", "map"])
 @pytest.mark.parametrize(("name", "shape"), [("flat", "(B)"), ("deep", "(B, 2, 3, 4, 4)")])
-def test_a_network_with_an_unknown_layout_is_told_which_layouts_exist(
-    name: str, shape: str, output: str
-) -> None:
+def test_a_network_with_an_unknown_layout_is_told_which_layouts_exist(name, shape, output):
     with pytest.raises(UsageError, match=re.escape(f"returns {shape} for B frames. Let it")):
         check_all(f"user_nets:{name}", output)
 
 
-def test_a_users_model_keeps_its_declared_geometry() -> None:
+def test_a_users_model_keeps_its_declared_geometry():
     request = parse_request("user_nets:dense", {}, "pooled", geometry="crop")
     identity = identify(networks.build(request), request)
     assert identity.architecture == "user_nets:dense" and identity.window == 1
     assert identity.preprocessing.geometry == "squash"
 
 
-def test_a_spec_has_the_name_of_the_callable_and_no_path(store: Backend) -> None:
+def test_a_spec_has_the_name_of_the_callable_and_no_path(store):
     request = parse_request("user_nets:dense", {}, "pooled")
     key = register(take_snapshot(store), request, 0.1).spec.key
     spec = read_spec(take_snapshot(store), key)

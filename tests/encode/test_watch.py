@@ -21,7 +21,6 @@ from wsa.encode.models.registry import parse_request
 from wsa.encode.service.claims import Claims
 from wsa.encode.service.counters import Counters
 from wsa.encode.service.heartbeat import (
-    Heartbeat,
     HeartbeatThread,
     ModelCounters,
     new_service,
@@ -29,7 +28,6 @@ from wsa.encode.service.heartbeat import (
     read_heartbeats,
 )
 from wsa.encode.service.service import Service
-from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, StorageError
 from wsa.store.common.games import GAMES
@@ -44,16 +42,16 @@ OTHER = "resnet-0123456789ab"
 PAIRS = [("Breakout", KEY), ("Breakout", OTHER), ("Pong", KEY)]
 
 
-def make_heartbeat(service: str = "0" * 16, **values: object) -> Heartbeat:
+def make_heartbeat(service="0" * 16, **values):
     heartbeat = Counters(service, 15.0, ["vit"], ["Pong"]).heartbeat()
     return msgspec.structs.replace(heartbeat, **values)
 
 
-def set_age(file: Path, seconds: float) -> None:
+def set_age(file, seconds):
     os.utime(file, (time.time() - seconds, time.time() - seconds))
 
 
-def put(store: Backend, heartbeat: Heartbeat, number: int = 1, age: float = 0.0) -> Path:
+def put(store, heartbeat, number=1, age=0.0):
     path = names.heartbeat_path(heartbeat.service, number)
     store.put_new(path, hashing.canonical(heartbeat))
     file = Path(store.url) / path
@@ -61,7 +59,7 @@ def put(store: Backend, heartbeat: Heartbeat, number: int = 1, age: float = 0.0)
     return file
 
 
-def start_services(store: Backend, count: int) -> list[Claims]:
+def start_services(store, count):
     """The claims of services that are all alive."""
     services = [f"{number:016x}" for number in range(count)]
     for service in services:
@@ -69,11 +67,11 @@ def start_services(store: Backend, count: int) -> list[Claims]:
     return [Claims(store, service, 60.0) for service in services]
 
 
-def claimed(store: Backend) -> set[str]:
+def claimed(store):
     return {entry.path for entry in store.list("claims")}
 
 
-def test_a_single_service_claims_everything_and_releases_it(store: Backend) -> None:
+def test_a_single_service_claims_everything_and_releases_it(store):
     (one,) = start_services(store, 1)
     assert one.take(PAIRS) == PAIRS
     assert claimed(store) == {names.claim_path(*pair) for pair in PAIRS}
@@ -81,7 +79,7 @@ def test_a_single_service_claims_everything_and_releases_it(store: Backend) -> N
     assert claimed(store) == set() and not one.held
 
 
-def test_services_share_the_work_and_never_hold_the_same_claim(store: Backend) -> None:
+def test_services_share_the_work_and_never_hold_the_same_claim(store):
     one, other = start_services(store, 2)
     assert one.take(PAIRS) == PAIRS[:2]
     assert other.take(PAIRS) == PAIRS[2:]
@@ -93,7 +91,7 @@ def test_services_share_the_work_and_never_hold_the_same_claim(store: Backend) -
     assert other.take(PAIRS) == [PAIRS[0], PAIRS[2]]
 
 
-def test_the_claims_of_a_service_without_heartbeat_are_void(store: Backend) -> None:
+def test_the_claims_of_a_service_without_heartbeat_are_void(store):
     dead, one = start_services(store, 2)
     dead.take(PAIRS)
     held = set(dead.held)
@@ -105,7 +103,7 @@ def test_the_claims_of_a_service_without_heartbeat_are_void(store: Backend) -> N
     assert len(claimed(store)) == 3 and len(held) == 2
 
 
-def test_a_claim_of_any_age_is_valid_while_its_holder_sends_heartbeats(store: Backend) -> None:
+def test_a_claim_of_any_age_is_valid_while_its_holder_sends_heartbeats(store):
     one, other = start_services(store, 2)
     one.take(PAIRS[:1])
     for file in Path(store.url).rglob("claims/*/*"):
@@ -114,18 +112,18 @@ def test_a_claim_of_any_age_is_valid_while_its_holder_sends_heartbeats(store: Ba
 
 
 @pytest.mark.parametrize("junk", [b"", b"[]", b'{"version":2}', b"x" * 100_000])
-def test_an_invalid_claim_is_ignored(store: Backend, junk: bytes) -> None:
+def test_an_invalid_claim_is_ignored(store, junk):
     store.put_new(names.claim_path(*PAIRS[0]), junk)
     (one,) = start_services(store, 1)
     assert one.take(PAIRS) == PAIRS
 
 
-def test_a_service_keeps_one_heartbeat_and_removes_it_at_the_end(store: Backend) -> None:
+def test_a_service_keeps_one_heartbeat_and_removes_it_at_the_end(store):
     counters = Counters(new_service(), 0.1, ["vit"], [])
     beats = threading.Semaphore(0)
-    ends: list[int] = []
+    ends = []
 
-    def beat() -> Heartbeat:
+    def beat():
         beats.release()
         return counters.heartbeat()
 
@@ -150,7 +148,7 @@ def test_a_service_keeps_one_heartbeat_and_removes_it_at_the_end(store: Backend)
         hashing.canonical({**json.loads(hashing.canonical(make_heartbeat())), "more": 1}),
     ],
 )
-def test_an_invalid_heartbeat_is_ignored(store: Backend, junk: bytes) -> None:
+def test_an_invalid_heartbeat_is_ignored(store, junk):
     put(store, make_heartbeat())
     store.put_new(names.heartbeat_path("1" * 16, 1), junk)
     store.put_new(names.heartbeat_path("2" * 16, 1), hashing.canonical(make_heartbeat("3" * 16)))
@@ -158,9 +156,7 @@ def test_an_invalid_heartbeat_is_ignored(store: Backend, junk: bytes) -> None:
     assert [stored.heartbeat.service for stored in read_heartbeats(store)] == ["0" * 16]
 
 
-def test_heartbeats_and_claims_are_not_part_of_the_data(
-    store: Backend, fill: Callable[..., object], run_wsa: RunWsa, tmp_path: Path
-) -> None:
+def test_heartbeats_and_claims_are_not_part_of_the_data(store, fill, run_wsa, tmp_path):
     fill(store, [[0, 1]])
     young = put(store, make_heartbeat("1" * 16))
     old = put(store, make_heartbeat("2" * 16), age=5000)
@@ -186,12 +182,12 @@ def test_heartbeats_and_claims_are_not_part_of_the_data(
     assert names.claim_path(*PAIRS[0]) in claimed(store)
 
 
-def finish_segment(passes: int, copied: int, model: str = KEY) -> SegmentDone:
+def finish_segment(passes, copied, model=KEY):
     segment = "0123456789ab-e000-000000000-00012"
     return SegmentDone("Pong", segment, model, passes + copied, passes, copied, 0.5)
 
 
-def test_a_heartbeat_counts_segments_passes_errors_and_backlog() -> None:
+def test_a_heartbeat_counts_segments_passes_errors_and_backlog():
     counters = Counters("0" * 16, 15.0, ["vit"], [])
     counters.set_backlog({KEY: (3, 30), OTHER: (1, 10)})
     counters.listen(finish_segment(6, 4))
@@ -216,14 +212,12 @@ def test_a_heartbeat_counts_segments_passes_errors_and_backlog() -> None:
 @pytest.mark.parametrize(
     "options", [("--poll", "0"), ("--beat", "-1"), ("--beat", "nan"), ("--dry-run",)]
 )
-def test_invalid_options_of_a_service_are_refused(
-    store: Backend, run_wsa: RunWsa, options: tuple[str, ...]
-) -> None:
+def test_invalid_options_of_a_service_are_refused(store, run_wsa, options):
     code, _, err = run_wsa("encode", "--watch", "--store", store.url, *options)
     assert code == 2 and options[0] in err
 
 
-def test_a_heartbeat_has_room_for_two_models_of_every_game(store: Backend) -> None:
+def test_a_heartbeat_has_room_for_two_models_of_every_game(store):
     """`palette` and `objects`, the default, are fitted on each game."""
     models = {
         f"{alias}-{number:012x}": ModelCounters(*[10**6] * 7)
@@ -235,9 +229,7 @@ def test_a_heartbeat_has_room_for_two_models_of_every_game(store: Backend) -> No
     assert stored.heartbeat.models == models
 
 
-def test_a_service_without_frames_yet_waits_out_an_error(
-    store: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_service_without_frames_yet_waits_out_an_error(store, monkeypatch, capsys):
     """Models that are fitted on a game are registered when the store has one."""
     request = parse_request("palette", {})
     service = Service(
@@ -245,7 +237,7 @@ def test_a_service_without_frames_yet_waits_out_an_error(
     )
     outcomes = iter([None, None, StorageError("unavailable", "No answer."), KeyboardInterrupt()])
 
-    def snapshot(*arguments: Any) -> Any:
+    def snapshot(*arguments):
         if outcome := next(outcomes):
             raise outcome
         return take_snapshot(*arguments)

@@ -1,50 +1,41 @@
 """Services as processes: on a growing store, two at once, stopped, killed, and without a scheduler."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from wsa.encode.jobs.scheduler import TOO_MANY_IN_A_ROW
 from wsa.encode.service.heartbeat import read_heartbeats
-from wsa.store.backends.base import Backend
 from wsa.store.common import names
-from wsa.store.format.records import SegmentMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
-Fill = Callable[..., list[SegmentMeta]]
-Start = Callable[..., Any]
 MODELS = ("--models", "timm:test_resnet:random,timm:test_vit:random")
 WSA = (sys.executable, "-m", "wsa.cli")
 
 
-def segments(count: int, first: int = 0) -> list[list[int]]:
+def segments(count, first=0):
     """Segments of six frames, half of which the next one repeats."""
     return [list(range(first + 3 * at, first + 3 * at + 6)) for at in range(count)]
 
 
-def encoded(store: Backend, models: int = 2) -> bool:
+def encoded(store, models=2):
     snapshot = take_snapshot(store)
     metas = snapshot.segments()
     return bool(metas) and len(snapshot.embeddings()) == models * len(metas)
 
 
-def check(store: Backend, frames: int, models: int = 2) -> None:
+def check(store, frames, models=2):
     """Check that each frame went through each model once and the store is intact."""
     snapshot = take_snapshot(store)
     assert encoded(store, models) and len(snapshot.models) == models
@@ -53,13 +44,11 @@ def check(store: Backend, frames: int, models: int = 2) -> None:
     assert verify(store).damage == ()
 
 
-def heartbeats_and_claims(store: Backend) -> list[str]:
+def heartbeats_and_claims(store):
     return [entry.path for folder in ("services", "claims") for entry in store.list(folder)]
 
 
-def test_a_service_waits_for_the_store_and_encodes_new_segments_until_it_is_stopped(
-    tmp_path: Path, fill: Fill, service: Start
-) -> None:
+def test_a_service_waits_for_the_store_and_encodes_until_it_is_stopped(tmp_path, fill, service):
     url = str(tmp_path / "later")
     one = service("--store", url, "--models", "timm:test_resnet:random,palette")
     one.until_said("waiting: there is no store")
@@ -87,9 +76,7 @@ def test_a_service_waits_for_the_store_and_encodes_new_segments_until_it_is_stop
 
 
 @pytest.mark.slow
-def test_an_error_at_the_start_ends_a_service(
-    store: Backend, service: Start, tmp_path: Path
-) -> None:
+def test_an_error_at_the_start_ends_a_service(store, service, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"junk")
     weights = f"test_resnet_r160_in1k={tmp_path}/w.safetensors"
     model = ("--models", "timm:test_resnet", "--weights", weights)
@@ -114,9 +101,7 @@ def test_an_error_at_the_start_ends_a_service(
 
 
 @pytest.mark.slow
-def test_a_service_continues_after_many_failed_segments_in_a_row(
-    store: Backend, fill: Fill, service: Start, damage_frames: Callable[..., None]
-) -> None:
+def test_a_service_continues_after_many_failed_segments(store, fill, service, damage_frames):
     """After more of them than end a `wsa encode`."""
     metas = fill(store, [[at] for at in range(TOO_MANY_IN_A_ROW + 4)])
     for meta in metas[:-2]:
@@ -136,9 +121,7 @@ def test_a_service_continues_after_many_failed_segments_in_a_row(
 
 
 @pytest.mark.slow
-def test_a_precision_is_measured_on_every_new_game(
-    store: Backend, make_segment: Callable[..., Any], service: Start
-) -> None:
+def test_a_precision_is_measured_on_every_new_game(store, make_segment, service):
     """A step of the first game changes everything, a step of the second one pixel."""
     rng = np.random.default_rng(0)
     lively = [rng.integers(0, 256, (42, 32, 3), np.uint8) for _ in range(4)]
@@ -161,9 +144,7 @@ def test_a_precision_is_measured_on_every_new_game(
 
 @pytest.mark.slow  # Claims are tested in one process, in `test_watch.py`.
 @pytest.mark.parametrize("count", [8, 30])
-def test_two_services_share_the_work_and_make_each_pass_once(
-    count: int, store: Backend, fill: Fill, service: Start
-) -> None:
+def test_two_services_share_the_work_and_make_each_pass_once(count, store, fill, service):
     both = [service("--store", store.url, *MODELS, "--beat", "5") for _ in range(2)]
     for one in both:
         one.until_said("waiting: everything is encoded")
@@ -185,10 +166,10 @@ def test_two_services_share_the_work_and_make_each_pass_once(
     assert verify(store).leftovers == 0 and heartbeats_and_claims(store) == []
 
 
-def wait_heartbeats(store: Backend, both: Sequence[Any]) -> list[Any]:
+def wait_heartbeats(store, both):
     """The services' heartbeats, as soon as they count every embedding."""
 
-    def complete() -> bool:
+    def complete():
         heartbeats = read_heartbeats(store)
         objects = sum(
             work.done for stored in heartbeats for work in stored.heartbeat.models.values()
@@ -200,9 +181,7 @@ def wait_heartbeats(store: Backend, both: Sequence[Any]) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_the_work_of_a_killed_service_is_taken_over(
-    store: Backend, fill: Fill, service: Start
-) -> None:
+def test_the_work_of_a_killed_service_is_taken_over(store, fill, service):
     fill(store, segments(60))
     options = ("--store", store.url, *MODELS, "--beat", "0.5")
     killed = service(*options)
@@ -220,7 +199,7 @@ def test_the_work_of_a_killed_service_is_taken_over(
 
 
 @pytest.mark.slow
-def test_services_that_ignore_claims_do_no_harm(store: Backend, fill: Fill, service: Start) -> None:
+def test_services_that_ignore_claims_do_no_harm(store, fill, service):
     fill(store, segments(20))
     both = [service("--store", store.url, *MODELS, "--beat", "0.1") for _ in range(2)]
     for one in both:  # Remove all heartbeats and claims as soon as they appear.
@@ -232,49 +211,13 @@ def test_services_that_ignore_claims_do_no_harm(store: Backend, fill: Fill, serv
     assert len(snapshot.embeddings()) == 2 * 20 and verify(store).damage == ()
 
 
-def clear(store: Backend) -> None:
+def clear(store):
     for path in heartbeats_and_claims(store):
         store.delete(path)
 
 
-@pytest.mark.slow
-def test_collect_encode_and_learn_at_once(
-    tmp_path: Path, service: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Training uses an encoded game while another one is collected."""
-    url = str(tmp_path / "store")
-    monkeypatch.setenv("WSA_STORE", url)
-    one = service("--models", "timm:test_resnet:random", "--beat", "0.5")
-    play = [*WSA, "collect", "--num-envs", "2", "--segment-steps", "50", "--steps"]
-    subprocess.run([*play, "100", "--game", "Pong"], check=True)
-    store = open_store(url)
-    one.until(lambda: encoded(store, 1))
-    learn = [*WSA, "learn", "--game", "Pong", "--batch-size", "4", "--updates", "20"]
-    running = [
-        subprocess.Popen([*play, "1000", "--game", "Breakout"]),
-        subprocess.Popen([*learn, "--run-dir", str(tmp_path / "run")]),
-    ]
-    try:
-        status = subprocess.check_output([*WSA, "status", "--json"], text=True)
-        codes = [process.wait(100) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0]
-    (heartbeat,) = json.loads(status)["services"]
-    assert not heartbeat["lost"] and heartbeat["pid"] == one.process.pid
-    assert sum(work["passes"] for work in heartbeat["models"].values()) > 0
-    one.until(lambda: encoded(store, 1))
-    assert one.end() == 143
-    snapshot = take_snapshot(store)
-    assert snapshot.games == ["Breakout", "Pong"]
-    rows = (digest.tobytes() for m in snapshot.segments() for digest in snapshot.read_digests(m))
-    check(store, len(set(rows)), 1)
-
-
 @contextmanager
-def dask_cluster(port: int) -> Iterator[None]:
+def dask_cluster(port):
     """A `dask scheduler` and a `dask worker`, started like a user starts them."""
     dask = [sys.executable, "-m", "dask"]
     address = f"tcp://127.0.0.1:{port}"
@@ -294,7 +237,7 @@ def dask_cluster(port: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_service_finds_a_restarted_scheduler(store: Backend, fill: Fill, service: Start) -> None:
+def test_a_service_finds_a_restarted_scheduler(store, fill, service):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

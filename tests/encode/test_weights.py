@@ -26,7 +26,7 @@ NAME = "test_resnet"
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
+def weights():
     torch.manual_seed(5)
     model: Any = timm.create_model(NAME, pretrained=False, num_classes=7)
     return dict(model.state_dict())
@@ -39,11 +39,11 @@ def logs(caplog):
     return caplog
 
 
-def load_weights(file: Path) -> dict[str, torch.Tensor]:
+def load_weights(file):
     return dict(build(parse_request(f"timm:{NAME}", {f"timm:{NAME}": str(file)})).state_dict())
 
 
-def add_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def add_prefix(tensors, prefix):
     return {prefix + name: tensor.clone() for name, tensor in tensors.items()}
 
 
@@ -94,10 +94,10 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(weights, tmp_path):
 
 
 class Bomb:
-    def __init__(self, canary: Path) -> None:
+    def __init__(self, canary):
         self._canary = canary
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return (Path.touch, (self._canary,))
 
 
@@ -161,7 +161,7 @@ def test_named_modules_are_found_by_the_alias_of_their_model():
     assert typed_modules(names) == {"lab_nets_make": "lab.nets:make", "mine": "lab.nets:other"}
 
 
-def test_only_models_of_timm_make_workers_import_it() -> None:
+def test_only_models_of_timm_make_workers_import_it():
     own = [parse_request(name, {}) for name in ("palette", "sr", "vos:random", "some.module:make")]
     assert registry.libraries(own) == []
     assert registry.libraries([*own, parse_request("lite0", {})]) == ["timm"]

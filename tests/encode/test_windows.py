@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.preprocess import preprocess
@@ -23,29 +20,23 @@ from wsa.encode.jobs.dry_run import Estimate
 from wsa.encode.jobs.plan import make_plan
 from wsa.encode.jobs.run import EncodeReport
 from wsa.encode.live.live_encoder import LiveEncoder
-from wsa.encode.models.registry import Request
 from wsa.encode.registration import identity, probe_frames, register
 from wsa.encode.registration.register import open_model
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari
-from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
-from wsa.store.format.records import Commit, EmbeddingMeta, Meta, SegmentMeta
+from wsa.store.format.records import Commit, EmbeddingMeta, SegmentMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects import flat_map
 from wsa.store.objects.model_spec import Preprocessing
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
-Ask = Callable[..., Request]
-Frames = NDArray[np.uint8]
-Encode = Callable[..., EncodeReport]
-
 pytestmark = pytest.mark.usefixtures("fresh_workers")
 
 
-def play(backend: Backend, steps: int, game: str = "Breakout", seed: int = 1) -> None:
+def play(backend, steps, game="Breakout", seed=1):
     """Play a little, in segments of 12 steps that are cut inside episodes."""
     protocol = atari.protocol(game, "classic", max_steps=20)
     plan = plan_collection(
@@ -65,12 +56,12 @@ class Encoded:
     repeated: Estimate
 
     @property
-    def store(self) -> Backend:
+    def store(self):
         return open_store(str(self.folder))
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(tmp_path_factory):
     """A store of 72 steps of Breakout."""
     store = open_store(str(tmp_path_factory.mktemp("template") / "store"), create=True)
     play(store, 72)
@@ -79,20 +70,14 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def played(template: Path, tmp_path: Path) -> Backend:
+def played(template, tmp_path):
     """A copy of that store."""
     shutil.copytree(template, tmp_path / "played", copy_function=os.link)
     return open_store(str(tmp_path / "played"))
 
 
 @pytest.fixture(scope="module")
-def encoded(
-    template: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    small: Ask,
-    encode_all: Encode,
-    estimate_job: Callable[..., Estimate],
-) -> Encoded:
+def encoded(template, tmp_path_factory, small, encode_all, estimate_job):
     folder = tmp_path_factory.mktemp("encoded") / "store"
     shutil.copytree(template, folder, copy_function=os.link)
     store = open_store(str(folder))
@@ -103,20 +88,20 @@ def encoded(
     return Encoded(folder, estimate, report, repeated)
 
 
-def segments(backend: Backend, game: str | None = None) -> list[tuple[Snapshot, SegmentMeta]]:
+def segments(backend, game=None):
     snapshot = take_snapshot(backend)
     return [(snapshot, meta) for meta in snapshot.segments(game)]
 
 
-def windows_of(snapshot: Snapshot, meta: SegmentMeta, kit: ModuleType, window: int) -> Frames:
+def windows_of(snapshot, meta, kit, window):
     """The window of every row, (rows, window, H, W, 3), built row by row."""
     rows = snapshot.read_rows(meta)
     frames = snapshot.read_frames(meta)[rows["frame"]]
-    windows: Frames = frames[np.array(kit.window_of(rows, window))]
+    windows = frames[np.array(kit.window_of(rows, window))]
     return windows
 
 
-def test_preprocessing_folds_a_window_into_channels(frames: Frames) -> None:
+def test_preprocessing_folds_a_window_into_channels(frames):
     how = Preprocessing("squash", 64, 48, "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     window = torch.from_numpy(frames[:8].reshape(2, 4, *frames.shape[1:]))
     result = preprocess(window, how)
@@ -128,7 +113,7 @@ def test_preprocessing_folds_a_window_into_channels(frames: Frames) -> None:
 
 @pytest.mark.usefixtures("all_probe_frames")
 @pytest.mark.parametrize("window", [2, 4])
-def test_probe_windows_are_pairs_of_consecutive_steps(window: int, frames: Frames) -> None:
+def test_probe_windows_are_pairs_of_consecutive_steps(window, frames):
     windows = probe_frames.probe_inputs(window)
     assert windows.shape == (16, window, *frames.shape[1:])
     for pair, (a, b) in enumerate(frames.reshape(8, 2, *frames.shape[1:])):
@@ -138,11 +123,9 @@ def test_probe_windows_are_pairs_of_consecutive_steps(window: int, frames: Frame
 
 @pytest.mark.variants
 @pytest.mark.parametrize("window", [2, 3, 4])
-def test_each_distinct_window_goes_through_the_model_once(
-    window: int, played: Backend, small: Ask, encode_all: Encode, kit: ModuleType
-) -> None:
+def test_each_distinct_window_goes_through_the_model_once(window, played, small, encode_all, kit):
     request = small(window=window)
-    seen: set[bytes] = set()
+    seen = set()
     key = ""
     for steps in (0, 24):
         if steps:
@@ -170,7 +153,7 @@ def test_each_distinct_window_goes_through_the_model_once(
         np.testing.assert_array_equal(embedding, expected)
 
 
-def test_a_dry_run_estimates_what_is_then_done(encoded: Encoded) -> None:
+def test_a_dry_run_estimates_what_is_then_done(encoded):
     estimate, report, repeated = encoded.estimate, encoded.report, encoded.repeated
     assert (estimate.objects, estimate.passes) == (len(report.done), report.passes)
     assert estimate.copies == report.copied
@@ -179,9 +162,7 @@ def test_a_dry_run_estimates_what_is_then_done(encoded: Encoded) -> None:
     assert (repeated.objects, repeated.passes, repeated.bytes) == (0, 0, 0)
 
 
-def test_a_reduced_output_is_fitted_on_windows(
-    store: Backend, small: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reduced_output_is_fitted_on_windows(store, small, monkeypatch):
     some = probe_frames.load_frames()[:6]
     monkeypatch.setattr(probe_frames, "load_frames", lambda: some)
     request = small(output="grid:2+pca:16", window=4)
@@ -196,9 +177,8 @@ def test_a_reduced_output_is_fitted_on_windows(
 
 
 def test_a_model_that_lost_its_record_returns_only_if_its_windows_match(
-    encoded: Encoded, tmp_path: Path, small: Ask, encode_all: Encode,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    encoded, tmp_path, small, encode_all, monkeypatch
+):
     shutil.copytree(encoded.folder, tmp_path / "lost", copy_function=os.link)
     store = open_store(str(tmp_path / "lost"))
     (key,) = take_snapshot(store).models
@@ -206,7 +186,7 @@ def test_a_model_that_lost_its_record_returns_only_if_its_windows_match(
     store.delete(record)
     real = Encoder.__call__
 
-    def reverse(self: Encoder, windows: Frames) -> NDArray[np.float32]:
+    def reverse(self, windows):
         return real(self, windows)[..., ::-1].copy()
 
     with monkeypatch.context() as patch:
@@ -218,7 +198,7 @@ def test_a_model_that_lost_its_record_returns_only_if_its_windows_match(
 
 
 @pytest.mark.parametrize("window", [0, 5, "4", None])
-def test_a_window_that_segments_cannot_provide_is_refused(window: Any, small: Ask) -> None:
+def test_a_window_that_segments_cannot_provide_is_refused(window, small):
     network: Any = torch.nn.Module()
     network.window = window
     with pytest.raises(UsageError, match="from 1 to 4"):
@@ -228,23 +208,9 @@ def test_a_window_that_segments_cannot_provide_is_refused(window: Any, small: As
 # Live.
 
 
-class EmptyMap:
-    """A flat map of some models without any of their embeddings, so that every frame has to run."""
-
-    def __init__(self, known: flat_map.FlatMap) -> None:
-        self.models, self.windows = known.models, known.windows
-        self.columns, self.places = known.columns, known.places
-        self.width, self.window_width = known.width, known.window_width
-        self.embeddings, self.windowed = known.embeddings[:0], known.windowed[:0]
-        self.digests = np.zeros((0, 16), np.uint8)
-
-    def window_digests(self, window: int) -> NDArray[np.uint8]:
-        return self.digests
-
-
-def frames_by_environment(snapshot: Snapshot) -> list[list[tuple[Frames, bool, int]]]:
+def frames_by_environment(snapshot):
     """By environment, in order: each frame, whether it begins an episode, and its row in the map."""
-    lines: dict[int, list[tuple[Frames, bool, int]]] = {}
+    lines = {}
     offset = 0
     for meta in snapshot.segments("Breakout"):
         rows, frames = snapshot.read_rows(meta), snapshot.read_frames(meta)
@@ -258,16 +224,14 @@ def frames_by_environment(snapshot: Snapshot) -> list[list[tuple[Frames, bool, i
     return list(lines.values())
 
 
-def test_cached_windows_equal_live_ones_to_the_last_bit(
-    played: Backend, small: Ask, encode_all: Encode, tmp_path: Path
-) -> None:
+def test_cached_windows_equal_live_ones_to_the_bit(played, small, encode_all, tmp_path, emptied):
     """Play a game's environments again, side by side: all rows are found, or all run once."""
     report = encode_all(played, small(window=4), small("b"), small(window=2))
     snapshot = take_snapshot(played)
     chosen = [model.spec.key for model in report.models]
     known = flat_map.materialise(snapshot, "Breakout", chosen, tmp_path)
     encoders = [[open_model(snapshot, key) for key in chosen] for _ in range(2)]
-    blank: Any = EmptyMap(known)
+    blank = emptied(known)
     cached, live = LiveEncoder(known, encoders[0]), LiveEncoder(blank, encoders[1])
     assert cached.width == known.window_width + known.width and known.width > 0
     lines = frames_by_environment(snapshot)
@@ -302,7 +266,7 @@ def test_cached_windows_equal_live_ones_to_the_last_bit(
     assert report.passes - 2 * context <= live.passes <= report.passes
 
 
-def test_a_live_encoder_of_windows_needs_no_single_frames(encoded: Encoded, tmp_path: Path) -> None:
+def test_a_live_encoder_of_windows_needs_no_single_frames(encoded, tmp_path):
     snapshot = take_snapshot(encoded.store)
     (key,) = snapshot.models
     known = flat_map.materialise(snapshot, "Breakout", [key], tmp_path)
@@ -327,11 +291,11 @@ class InMemory(Snapshot):
 
     contents: dict[str, tuple[list[int], list[bool]]] = dataclasses.field(default_factory=dict)
 
-    def read_digests(self, meta: SegmentMeta) -> NDArray[np.uint8]:
+    def read_digests(self, meta):
         numbers, _ = self.contents[meta.segment]
         return np.repeat(np.array(numbers, np.uint8)[:, None], 16, axis=1)
 
-    def read_array(self, meta: SegmentMeta, name: str) -> NDArray[Any]:
+    def read_array(self, meta, name):
         numbers, first = self.contents[meta.segment]
         return np.array(first) if name == "is_first" else np.arange(len(numbers), dtype=np.int32)
 
@@ -344,17 +308,15 @@ class InMemory(Snapshot):
     ),
     st.integers(2, 4),
 )
-def test_a_plan_runs_every_window_once_and_copies_the_rest(
-    kit: ModuleType, drawn: list[tuple[list[tuple[int, bool]], bool]], window: int
-) -> None:
+def test_a_plan_runs_every_window_once_and_copies_the_rest(kit, drawn, window):
     """Also beside a model of single frames. Executed, the plan gives every row its own window."""
     model, other = kit.key("moving"), kit.key("lite0")
-    commits: dict[str, Commit] = {}
-    contents: dict[str, tuple[list[int], list[bool]]] = {}
+    commits = {}
+    contents = {}
     rows: dict[str, list[Any]] = {}
-    expected: dict[str, list[tuple[int, ...]]] = {}
+    expected = {}
 
-    def add(meta: Meta) -> None:
+    def add(meta):
         commit = Commit(1, meta, "0" * 16, files=(), author="", time="", command="")
         commits[commit.path] = commit
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,32 +150,18 @@ class Deep(Trunk):
         return super().forward(pixels)[:, :6, :4, :4].unflatten(1, (2, 3))
 
 
-def flat() -> UserModel:
-    return UserModel(_seeded(Flat), GREY)
+def _of(kind: type[nn.Module], **options: Any) -> Callable[[], UserModel]:
+    return lambda: UserModel(_seeded(kind), GREY, **options)
 
 
-def deep() -> UserModel:
-    return UserModel(_seeded(Deep), GREY)
-
-
-def dense() -> UserModel:
-    return UserModel(_seeded(Dense), GREY, licence="MIT")
-
-
-def spatial() -> UserModel:
-    return UserModel(_seeded(Trunk), GREY)
-
-
-def tokens() -> UserModel:
-    return UserModel(_seeded(Tokens), GREY, prefix_tokens=2)
-
-
-def stacked() -> UserModel:
-    return UserModel(_seeded(Stacked), GREY, window=4)
-
-
-def named() -> UserModel:
-    return UserModel(_seeded(Named), GREY)
+dense = _of(Dense, licence="MIT")
+spatial = _of(Trunk)
+tokens = _of(Tokens, prefix_tokens=2)
+stacked = _of(Stacked, window=4)
+named = _of(Named)
+noisy, mixed, moving, nan = _of(Noisy), _of(Mixed), _of(Moving), _of(Nan)
+blind, raising, training = _of(Blind), _of(Raising), _of(Training)
+flat, deep = _of(Flat), _of(Deep)
 
 
 def scripted() -> UserModel:
@@ -181,34 +169,6 @@ def scripted() -> UserModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated.
         return UserModel(torch.jit.script(_seeded(Dense).eval()), GREY)
-
-
-def noisy() -> UserModel:
-    return UserModel(_seeded(Noisy), GREY)
-
-
-def mixed() -> UserModel:
-    return UserModel(_seeded(Mixed), GREY)
-
-
-def moving() -> UserModel:
-    return UserModel(_seeded(Moving), GREY)
-
-
-def nan() -> UserModel:
-    return UserModel(_seeded(Nan), GREY)
-
-
-def blind() -> UserModel:
-    return UserModel(_seeded(Blind), GREY)
-
-
-def raising() -> UserModel:
-    return UserModel(_seeded(Raising), GREY)
-
-
-def training() -> UserModel:
-    return UserModel(_seeded(Training), GREY)
 
 
 def unseeded() -> UserModel:

@@ -1,7 +1,5 @@
 """P17: every store that a released wsa wrote is read, verified, planned for, and trained on."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil

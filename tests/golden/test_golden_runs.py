@@ -34,17 +34,17 @@ GAMES = ("--episodes", "1", "--num-envs", "1", "--engine", "torch", "--epsilon",
 OLD_SR = ["--weights", f"sr={HERE / 'sr.safetensors'}"]
 
 
-def weights(folder: Path) -> list[str]:
+def weights(folder):
     """The options that a run's models need."""
     return OLD_SR if '"sr-' in (folder / "config.json").read_text() else []
 
 
-def run(*arguments: str) -> Any:
+def run(*arguments):
     """What a command prints with --json."""
     return command_kit.run(*arguments, "--json").json
 
 
-def copy_golden(folder: Path, to: Path) -> Path:
+def copy_golden(folder, to):
     """Copy the golden folder.
 
     A run names its store, and the run it began from, by absolute paths. Tables of online runs are
@@ -59,7 +59,7 @@ def copy_golden(folder: Path, to: Path) -> Path:
     return copied
 
 
-def state_of(store: Path) -> dict[str, Any]:
+def state_of(store):
     """What verify, list, and show print of a store."""
     where = ("--store", str(store))
     columns = {
@@ -75,7 +75,7 @@ def state_of(store: Path) -> dict[str, Any]:
     return {verb: {name: found[verb][name] for name in names} for verb, names in columns.items()}
 
 
-def play(folder: Path, *options: str) -> dict[str, Any]:
+def play(folder, *options):
     """Evaluate a run: its updates, means, and the policy, seed, return, and steps of each game."""
     (folder / "eval.csv").unlink(missing_ok=True)
     summary = run("eval", str(folder), *GAMES, *weights(folder), *options)
@@ -85,19 +85,19 @@ def play(folder: Path, *options: str) -> dict[str, Any]:
     return {"updates": summary["trained"], **means, "games": games}
 
 
-def resume(folder: Path) -> dict[str, Any]:
+def resume(folder):
     """Train a run to its end; the updates and steps that were left."""
     summary = run("learn", "--resume", str(folder), *weights(folder))
     return {name: summary[name] for name in ("updates", "steps") if name in summary}
 
 
 @pytest.fixture
-def golden(tmp_path: Path) -> Path:
+def golden(tmp_path):
     return copy_golden(HERE, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
+def expected():
     values: dict[str, Any] = json.loads((HERE / "expected.json").read_text())
     return values
 

@@ -1,7 +1,5 @@
 """P7, P9: arrays of a hostile store, whose metadata names code or lies about size and type."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os
@@ -139,7 +137,7 @@ HOSTILE = {
 }
 
 
-def check_refused(data: bytes, shape=(40, 3), dtype="float16"):
+def check_refused(data, shape=(40, 3), dtype="float16"):
     with pytest.raises(DamagedError) as error:
         limits.check_metadata(data, shape, dtype, "x")
     files = {**arrays.encode_embedding(ARRAY), "zarr.json": data}

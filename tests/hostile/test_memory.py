@@ -1,7 +1,5 @@
 """P9: reading a hostile store takes little memory; wsa refuses each bomb before it expands."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -14,7 +12,7 @@ PROGRAM = Path(__file__).with_name("bomb_process.py")
 ATTACKS = 22
 
 
-def attack(folder: Path, *arguments: str) -> dict[str, tuple[str, float]]:
+def attack(folder, *arguments):
     """Run the program; outcome and growth in MB by name of the attack."""
     ended = subprocess.run(
         [sys.executable, PROGRAM, folder, *arguments],

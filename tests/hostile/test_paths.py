@@ -1,7 +1,5 @@
 """P8: no name and no planted link leads out of a store."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """P7: no store makes wsa import a module; only the person who starts the process can name one."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 
@@ -90,9 +88,7 @@ def test_a_spec_imports_no_module(store, plant, canary, source, alias):
 
 
 @pytest.mark.parametrize("source", [pytest.param("user", marks=pytest.mark.slow), f"user:{NAME}"])
-def test_commands_import_a_module_only_if_the_user_names_it(
-    store, kit, plant, canary, source, capsys
-):
+def test_commands_import_only_modules_that_users_name(store, kit, plant, canary, source, capsys):
     kit.add_segment(store, height=64, width=48)
     key = plant_model(store, plant, source=source)
     for command in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,7 +10,6 @@ import pytest
 from gymnasium import Env, make
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
 from learn_kit import collect_play
-from numpy.typing import NDArray
 
 from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
@@ -39,7 +37,7 @@ REFEREE_GAMES = [
 ]
 
 
-def referee(game: str, max_steps: int) -> Env[Any, Any]:
+def referee(game, max_steps):
     """The environment with gymnasium's wrappers."""
     height, width = games.screen(game)
     env: Env[Any, Any] = make(
@@ -53,9 +51,7 @@ def referee(game: str, max_steps: int) -> Env[Any, Any]:
 
 @pytest.mark.variants
 @pytest.mark.parametrize(("game", "max_steps", "each"), REFEREE_GAMES)
-def test_equal_to_gymnasium_step_by_step(
-    game: str, max_steps: int, each: int, tmp_path: Path
-) -> None:
+def test_equal_to_gymnasium_step_by_step(game, max_steps, each, tmp_path):
     """Frames, stacks of four, rewards and ends, last frames and segment borders included."""
     protocol = msgspec.structs.replace(
         games.protocol(game, "classic", max_steps=max_steps), noop_max=0, fire_reset=False
@@ -94,6 +90,6 @@ def test_equal_to_gymnasium_step_by_step(
     env.close()
 
 
-def assert_shows(stack: NDArray[np.uint8], digests: NDArray[np.uint8], where: str) -> None:
+def assert_shows(stack, digests, where):
     shown = [hashing.frame_digest(frame) for frame in stack]
     assert shown == [digest.tobytes() for digest in digests], where

@@ -31,12 +31,12 @@ from wsa.store.common.errors import UsageError
 ALGORITHMS = [(name, online) for online, of in ((False, OFFLINE), (True, ONLINE)) for name in of]
 
 
-def config_of(name: str, online: bool) -> Any:
+def config_of(name, online):
     return (ONLINE if online else OFFLINE)[name]
 
 
 @pytest.mark.parametrize(("name", "online"), ALGORITHMS)
-def test_an_algorithm_has_flags_and_decodes(name: str, online: bool) -> None:
+def test_an_algorithm_has_flags_and_decodes(name, online):
     """Its flags clash with no other option, its tag is its own, and reports call it by its name."""
     switch = {"online": True} if online else {}
     parsed = command_kit.options("learn", algo=name, **switch)
@@ -50,7 +50,7 @@ def test_an_algorithm_has_flags_and_decodes(name: str, online: bool) -> None:
 
 
 @pytest.mark.parametrize(("name", "online"), ALGORITHMS)
-def test_options_of_another_algorithm_are_refused(name: str, online: bool) -> None:
+def test_options_of_another_algorithm_are_refused(name, online):
     """Each is refused, with the algorithms that have it, where another was chosen."""
     mine = set(config_of(name, online).__struct_fields__)
     for other, as_online in ALGORITHMS:
@@ -98,13 +98,13 @@ def test_options_that_no_fusion_reads_are_refused():
         command_kit.options("bench", fusions="lin,mean", temperature=2.0)
 
 
-def test_tags_are_unique() -> None:
+def test_tags_are_unique():
     for of in (OFFLINE, ONLINE):
         tags = Counter(config.__struct_config__.tag for config in of.values())
         assert set(tags.values()) == {1}
 
 
-def test_the_help_and_the_docs_name_every_algorithm_and_fusion() -> None:
+def test_the_help_and_the_docs_name_every_algorithm_and_fusion():
     root = Path(__file__).parents[2]
     explained = (root / "docs/explain/wsa.md").read_text()
     help_text = inspect.getsource(Training)
@@ -117,12 +117,12 @@ def test_the_help_and_the_docs_name_every_algorithm_and_fusion() -> None:
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_a_fusion_has_a_class_and_a_flag(name: str) -> None:
+def test_a_fusion_has_a_class_and_a_flag(name):
     assert issubclass(fusion_class(name), Fusion)
     assert command_kit.options("learn", fusion=name).network_config.fusion.name == name
 
 
-def test_pixels_refuse_the_options_of_fusions() -> None:
+def test_pixels_refuse_the_options_of_fusions():
     how = {"online": True, "algo": "ppo", "fusion": PIXELS}
     assert command_kit.options("learn", **how).network_config.fusion.name == PIXELS
     for field in ("fusion_size", "dropout", "normalize", "hidden", "load_balance_coef"):
@@ -144,9 +144,7 @@ def test_pixels_refuse_the_options_of_fusions() -> None:
         ),
     ],
 )
-def test_options_of_another_kind_of_run_are_refused(
-    flags: dict[str, Any], says: str | None
-) -> None:
+def test_options_of_another_kind_of_run_are_refused(flags, says):
     if says is None:
         assert command_kit.options("learn", **flags)
         return
@@ -155,9 +153,7 @@ def test_options_of_another_kind_of_run_are_refused(
 
 
 @pytest.mark.parametrize(("end", "last"), [(None, 0.5), (0.1, 0.1), (0.0, 0.0)])
-def test_the_share_of_stored_data_is_constant_without_an_end(
-    end: float | None, last: float
-) -> None:
+def test_the_share_of_stored_data_is_constant_without_an_end(end, last):
     how = {"online": True, "algo": "dqn", "offline_fraction": 0.5, "offline_fraction_end": end}
     config = command_kit.options("learn", **how).algorithm
     assert config.settled().offline_fraction_end == config.last_fraction == last
@@ -167,7 +163,7 @@ def test_the_share_of_stored_data_is_constant_without_an_end(
 @pytest.mark.parametrize(
     "flags", [{}, {"encoder": "tcp://h:1"}, {"engine": "torch"}, {"store": "there"}]
 )
-def test_resuming_takes_options_of_the_machine_only(flags: dict[str, Any]) -> None:
+def test_resuming_takes_options_of_the_machine_only(flags):
     parsed = command_kit.options("learn", resume="run", **flags)
     assert parsed.output.resume == "run"
     assert parsed.store == flags.get("store", "")
@@ -176,7 +172,7 @@ def test_resuming_takes_options_of_the_machine_only(flags: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     "flag", ["--seed 2", "--online", "--algo ppo", "--updates=9", "--no-record"]
 )
-def test_options_that_a_resumed_run_would_ignore_are_refused(flag: str) -> None:
+def test_options_that_a_resumed_run_would_ignore_are_refused(flag):
     name = flag.split("=")[0].split()[0].replace("no-", "")
     with pytest.raises(UsageError, match=f"{name} cannot be given with --resume.*--run-dir"):
         cli.parse("learn", ["--resume", "run", *flag.split()])
@@ -185,6 +181,6 @@ def test_options_that_a_resumed_run_would_ignore_are_refused(flag: str) -> None:
 @pytest.mark.parametrize(
     "line", ["--online", "--algo ppo", "--fusion nature", "--online --algo bc", "--recurrent", ""]
 )
-def test_help_is_shown_beside_any_flags(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_shown_beside_any_flags(line, capsys):
     assert cli.parse("learn", [*line.split(), "--help"]) is None
     assert "algorithm options" in capsys.readouterr().out

@@ -1,10 +1,5 @@
 """`--decode`: the network decodes a stored code into masks with the model's own frozen decoder."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import msgspec
 import numpy as np
 import pytest
@@ -26,7 +21,7 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari
 from wsa.learn.networks.decoder import Decoder
 from wsa.learn.networks.parameters import count_parameters
-from wsa.learn.runs.config import OfflineRun, read_config
+from wsa.learn.runs.config import read_config
 from wsa.learn.runs.data import open_data
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
@@ -37,22 +32,21 @@ from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.learn.study.combine_plan import untrained
 from wsa.learn.training import checkpoint
-from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 STEPS = 24
 DECODER = 5_440_508  # Linear 512 to 10,584, two 3x3 convolutions of 24 channels, one 1x1 to 20.
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("WSA_CACHE", str(tmp_path_factory.getbasetemp() / "flat-cache"))
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> Backend:
+def backend(tmp_path_factory):
     """A little Breakout, by `vos` as a code and as masks, untrained `vos`, and `sr`."""
     made = open_store(str(tmp_path_factory.mktemp("decode") / "store"), create=True)
     plan = plan_collection(
@@ -67,12 +61,12 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Backend:
 
 
 @pytest.fixture(scope="module")
-def snapshot(backend: Backend) -> Snapshot:
+def snapshot(backend):
     return take_snapshot(backend)
 
 
 @pytest.fixture(scope="module")
-def keys(snapshot: Snapshot) -> dict[str, str]:
+def keys(snapshot):
     """The keys of the models, by what they are."""
     shapes = {e.model: e.shape[1:] for e in snapshot.embeddings("Breakout")}
     code = find_model(snapshot, parse_request("vos", {}))
@@ -83,7 +77,7 @@ def keys(snapshot: Snapshot) -> dict[str, str]:
     return {"code": code.key, "map": masks, "random": random, "sr": sr}
 
 
-def a_run(snapshot: Snapshot, models: list[str], **changes: Any) -> OfflineRun:
+def a_run(snapshot, models, **changes):
     learner = CQLConfig(updates=2, batch_size=4, validation_fraction=0.0, log_frequency=1)
     network = NetworkConfig(FusionConfig(size=8), frame_stack=1, normalize="none", hidden=(8,))
     return make_offline(
@@ -92,7 +86,7 @@ def a_run(snapshot: Snapshot, models: list[str], **changes: Any) -> OfflineRun:
 
 
 @pytest.fixture(scope="module")
-def run(snapshot: Snapshot, keys: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(snapshot, keys, tmp_path_factory):
     """A finished run over `sr` and the decoded `vos`."""
     folder = tmp_path_factory.mktemp("decoded") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -103,9 +97,7 @@ def run(snapshot: Snapshot, keys: dict[str, str], tmp_path_factory: pytest.TempP
     return folder
 
 
-def test_the_network_sees_the_masks_that_a_store_of_masks_has(
-    snapshot: Snapshot, keys: dict[str, str]
-) -> None:
+def test_the_network_sees_the_masks_that_a_store_of_masks_has(snapshot, keys):
     decoded = a_run(snapshot, [keys["code"]], decode=[keys["code"]])
     stored = a_run(snapshot, [keys["map"]])
     flats = [open_data(config)[1] for config in (decoded, stored)]
@@ -128,7 +120,7 @@ def test_the_network_sees_the_masks_that_a_store_of_masks_has(
     assert (codes.shape[1], masks.shape[1]) == (512, 84 * 84 * 20)
 
 
-def test_the_decoder_is_never_trained_and_never_saved(run: Path) -> None:
+def test_the_decoder_is_never_trained_and_never_saved(run):
     config = read_config(run)
     network, updates = load_network(
         config, open_data(config)[1], checkpoint.latest(run / "checkpoints")
@@ -147,9 +139,7 @@ def test_the_decoder_is_never_trained_and_never_saved(run: Path) -> None:
     assert isinstance(network.torso.normalisers[1], nn.Identity)
 
 
-def test_a_model_that_is_left_out_is_neither_normalized_nor_decoded(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_is_left_out_is_neither_normalized_nor_decoded(run, monkeypatch):
     config = read_config(run)
     network, _ = load_network(config, open_data(config)[1], checkpoint.latest(run / "checkpoints"))
     stacks = torch.rand(3, 1, sum(network.torso.inputs.widths))
@@ -157,7 +147,7 @@ def test_a_model_that_is_left_out_is_neither_normalized_nor_decoded(
     expected = network.torso.fusion([sr, torch.zeros(3, 1, *Decoder.shape)], [True, False])
     both = network.torso(stacks)[0]
 
-    def decode(*_: Any) -> None:
+    def decode(*_):
         raise AssertionError("the decoder runs")
 
     monkeypatch.setattr(Decoder, "forward", decode)
@@ -168,7 +158,7 @@ def test_a_model_that_is_left_out_is_neither_normalized_nor_decoded(
         network.torso(stacks, [False, True])
 
 
-def test_a_saved_run_plays_again(run: Path) -> None:
+def test_a_saved_run_plays_again(run):
     first, again = (
         evaluate_run(run, EvaluationRequest(episodes=1, num_envs=1, epsilon=0.0, seed=5))
         for _ in range(2)
@@ -178,7 +168,7 @@ def test_a_saved_run_plays_again(run: Path) -> None:
     assert said["parameters_frozen"] == DECODER and said["backbone_passes"] > 0
 
 
-def test_untrained_masks_are_a_control(snapshot: Snapshot, keys: dict[str, str]) -> None:
+def test_untrained_masks_are_a_control(snapshot, keys):
     config = a_run(snapshot, [keys["random"]], decode=[keys["random"]])
     trained = a_run(snapshot, [keys["code"]], decode=[keys["code"]])
     decoders = [Decoder(*made.decoders.values()) for made in (config, trained)]
@@ -187,10 +177,8 @@ def test_untrained_masks_are_a_control(snapshot: Snapshot, keys: dict[str, str])
     assert untrained(("vos",)) == ("vos:random",)  # As a study names both.
 
 
-def test_what_cannot_be_decoded_is_refused(
-    snapshot: Snapshot, keys: dict[str, str], run: Path
-) -> None:
-    def refused(decode: str, models: list[str]) -> str:
+def test_what_cannot_be_decoded_is_refused(snapshot, keys, run):
+    def refused(decode, models):
         with pytest.raises(UsageError, match=r"^--decode") as caught:
             a_run(snapshot, models, decode=[decode])
         return str(caught.value)
@@ -205,10 +193,8 @@ def test_what_cannot_be_decoded_is_refused(
         load_network(other, open_data(other)[1], checkpoint.latest(run / "checkpoints"))
 
 
-def test_a_command_line_decodes_and_a_run_that_continues_from_it_too(
-    backend: Backend, snapshot: Snapshot, keys: dict[str, str], run: Path, tmp_path: Path
-) -> None:
-    def configured(*options: str) -> Any:
+def test_a_run_decodes_and_one_that_continues_it_too(backend, snapshot, keys, run, tmp_path):
+    def configured(*options):
         line = ["--game", "Breakout", "--store", backend.url, *options]
         return configure(cli.parse("learn", line), snapshot, dry_run=True)
 
@@ -236,7 +222,7 @@ def test_a_command_line_decodes_and_a_run_that_continues_from_it_too(
         cli.parse("learn", ["--online", "--algo", "ppo", "--fusion", "nature", "--decode", "vos"])
 
 
-def test_runs_of_a_bench_decode_the_models_that_they_have() -> None:
+def test_runs_of_a_bench_decode_the_models_that_they_have():
     line = ["--games", "Pong", "--models-subsets", "sr+vos,sr", "--fusions", "wsa", "--seeds", "1"]
     o = cli.parse("bench", [*line, "--decode", "vos"])
     grid.check(o)

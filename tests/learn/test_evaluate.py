@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,14 +13,13 @@ import pytest
 import torch
 from learn_kit import read_video
 from numpy.typing import NDArray
-from torch import Tensor
 
 from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.envs import atari
 from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import parse_variant
 from wsa.learn.evaluation import attention_log, random_games
-from wsa.learn.evaluation.episodes import Episode, Moment, play, write_csv
+from wsa.learn.evaluation.episodes import Episode, play, write_csv
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy
 from wsa.learn.evaluation.random_games import RandomGames
 from wsa.learn.evaluation.video import (
@@ -35,29 +33,26 @@ from wsa.learn.evaluation.video import (
     panel,
 )
 from wsa.store.common.errors import ConflictError, StorageError, UsageError
-from wsa.store.format.records import Protocol
 
 
 @functools.cache
-def stated(game: str, max_steps: int) -> Protocol:
+def stated(game, max_steps):
     return atari.protocol(game, "classic", max_steps=max_steps)
 
 
 class Spy:
     """A policy that keeps what it was shown and did."""
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy):
         self.policy = policy
         self.calls: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]] = []
 
-    def __call__(
-        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        actions: NDArray[np.int64] = self.policy(frames, first, envs)
+    def __call__(self, frames, first, envs):
+        actions = self.policy(frames, first, envs)
         self.calls.append((frames.copy(), first.copy(), envs.copy(), actions))
         return actions
 
-    def of(self, env: int) -> tuple[list[NDArray[Any]], list[bool], list[int]]:
+    def of(self, env):
         """Frames, starts and actions of one environment."""
         own = [(f[e == env][0], s[e == env][0], a[e == env][0]) for f, s, e, a in self.calls
                if env in e]  # fmt: skip
@@ -65,12 +60,12 @@ class Spy:
         return list(frames), [bool(f) for f in first], [int(a) for a in actions]
 
 
-def games_of(episodes: int, seed: int, num_envs: int = 4) -> EvaluationSettings:
+def games_of(episodes, seed, num_envs=4):
     return EvaluationSettings(episodes, seed=seed, num_envs=num_envs)
 
 
 @pytest.mark.parametrize("episodes, num_envs", [(1, 4), (5, 3), (6, 3), (4, 1)])
-def test_each_environment_plays_its_share(episodes: int, num_envs: int) -> None:
+def test_each_environment_plays_its_share(episodes, num_envs):
     progress = []
     protocol = stated("Pong", 9)
     played = play(
@@ -90,14 +85,14 @@ def test_each_environment_plays_its_share(episodes: int, num_envs: int) -> None:
 class Recorder:
     """A watcher that keeps every moment."""
 
-    def __init__(self) -> None:
-        self.moments: list[Moment] = []
+    def __init__(self):
+        self.moments = []
 
-    def see(self, moment: Moment) -> None:
+    def see(self, moment):
         self.moments.append(moment)
 
 
-def test_whole_games_have_the_emulators_returns_and_watchers_see_each_step() -> None:
+def test_whole_games_have_the_emulators_returns_and_watchers_see_each_step():
     protocol = stated("Breakout", 27_000)
     spy, recorder = Spy(RandomPolicy(4, 2)), Recorder()
     played = play("Breakout", protocol, spy, games_of(3, 11, 2), watchers=[recorder])
@@ -135,7 +130,7 @@ def test_whole_games_have_the_emulators_returns_and_watchers_see_each_step() -> 
         env.close()
 
 
-def test_rewards_are_raw() -> None:
+def test_rewards_are_raw():
     # Space Invaders gives 5 points or more at a time.
     game = "SpaceInvaders"
     played = play(game, stated(game, 200), RandomPolicy(6, 0), games_of(2, 1, 2))
@@ -143,17 +138,17 @@ def test_rewards_are_raw() -> None:
     assert all(e.returned % 5 == 0 for e in played)
 
 
-def test_the_same_seed_plays_the_same_games() -> None:
-    def run(seed: int) -> list[Episode]:
+def test_the_same_seed_plays_the_same_games():
+    def run(seed):
         return play("Breakout", stated("Breakout", 15), RandomPolicy(4, seed), games_of(2, seed))
 
     assert run(1) == run(1) != run(2)
 
 
-def test_games_of_a_seed_do_not_depend_on_other_environments() -> None:
+def test_games_of_a_seed_do_not_depend_on_other_environments():
     # The policy must not depend on them either, so it takes one action.
     class Right:
-        def __call__(self, frames: Any, first: Any, envs: NDArray[np.int64]) -> NDArray[np.int64]:
+        def __call__(self, frames, first, envs):
             return np.full(len(envs), 2)
 
     protocol = stated("Breakout", 40)
@@ -162,7 +157,7 @@ def test_games_of_a_seed_do_not_depend_on_other_environments() -> None:
     assert alone[0] == beside[0]
 
 
-def test_a_video_shows_the_frames_of_an_episode(tmp_path: Path) -> None:
+def test_a_video_shows_the_frames_of_an_episode(tmp_path):
     spy = Spy(RandomPolicy(6, 0))
     with Films(tmp_path / "videos") as films:
         play("Pong", stated("Pong", 12), spy, games_of(3, 1, 2), watchers=[films])
@@ -175,16 +170,16 @@ def test_a_video_shows_the_frames_of_an_episode(tmp_path: Path) -> None:
         assert np.abs(frames - expected).mean() < 6  # The video is lossy.
 
 
-def test_a_video_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_a_video_that_cannot_be_written_is_an_error(tmp_path):
     folder = tmp_path / "films"
     (folder / "episode_0.mp4").mkdir(parents=True)
     with pytest.raises(StorageError, match="--video"), Films(folder) as films:
         play("Pong", stated("Pong", 9), RandomPolicy(6, 0), games_of(1, 1), watchers=[films])
 
 
-def test_the_video_of_an_interrupted_game_is_not_kept(tmp_path: Path) -> None:
+def test_the_video_of_an_interrupted_game_is_not_kept(tmp_path):
     class Stop:
-        def see(self, moment: Any) -> None:
+        def see(self, moment):
             if moment.steps[0] == 5:
                 raise KeyboardInterrupt
 
@@ -197,7 +192,7 @@ def test_the_video_of_an_interrupted_game_is_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("episodes, num_envs", [(0, 1), (1, 0)])
-def test_zero_episodes_or_environments_are_refused(episodes: int, num_envs: int) -> None:
+def test_zero_episodes_or_environments_are_refused(episodes, num_envs):
     with pytest.raises(UsageError, match="at least 1"):
         play("Pong", stated("Pong", 9), RandomPolicy(6, 0), games_of(episodes, 0, num_envs))
 
@@ -205,7 +200,7 @@ def test_zero_episodes_or_environments_are_refused(episodes: int, num_envs: int)
 class FakeStacks:
     """The number in a frame's corner, as a stack."""
 
-    def see(self, frames: NDArray[np.uint8], first: Any, envs: Any) -> Tensor:
+    def see(self, frames, first, envs):
         return torch.from_numpy(frames[:, :1, 0, :1].astype(np.float32))
 
 
@@ -214,23 +209,23 @@ class FakeNetwork(torch.nn.Module):
 
     device, recurrent = "cpu", False
 
-    def forward(self, stacks: Tensor, mask: object) -> tuple[Tensor, Tensor]:
+    def forward(self, stacks, mask):
         return -(torch.arange(4.0) - stacks[:, 0]).abs(), torch.ones(len(stacks), 1)
 
 
-def make_policy(epsilon: float, seed: int = 3) -> GreedyPolicy:
+def make_policy(epsilon, seed=3):
     network: Any = FakeNetwork()
     stacks: Any = FakeStacks()
     return GreedyPolicy(network, stacks, 4, epsilon, seed)
 
 
-def act(policy: Any, wanted: NDArray[np.uint8]) -> NDArray[np.int64]:
+def act(policy, wanted):
     envs = np.arange(len(wanted))
     frames = np.broadcast_to(wanted[:, None, None, None], (len(wanted), 2, 2, 3))
     return np.array(policy(frames, np.zeros(len(wanted), np.bool_), envs))
 
 
-def test_epsilon_is_the_share_of_random_actions() -> None:
+def test_epsilon_is_the_share_of_random_actions():
     wanted = np.random.default_rng(0).integers(0, 4, 2000).astype(np.uint8)
     some, random = act(make_policy(0.2), wanted), act(make_policy(1.0), wanted)
     shares = [(actions != wanted).mean() for actions in (some, random)]
@@ -254,8 +249,8 @@ def test_a_network_that_has_diverged_does_not_play(monkeypatch):
         act(policy, np.zeros(1, np.uint8))
 
 
-def test_a_repeated_evaluation_is_in_the_table_once(tmp_path: Path) -> None:
-    def games(count: int) -> list[Episode]:
+def test_a_repeated_evaluation_is_in_the_table_once(tmp_path):
+    def games(count):
         return [Episode(0, 5, 1.0, 9, False)] * count  # Games may be equal.
 
     path = tmp_path / "eval.csv"
@@ -266,7 +261,7 @@ def test_a_repeated_evaluation_is_in_the_table_once(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 5
 
 
-def test_the_table_keeps_earlier_evaluations(tmp_path: Path) -> None:
+def test_the_table_keeps_earlier_evaluations(tmp_path):
     path = tmp_path / "eval.csv"
     one = Episode(0, 5, -20.0, 900, False)
     write_csv(path, 10, "aaa", 0.001, {"run": [one]})
@@ -283,7 +278,7 @@ def test_the_table_keeps_earlier_evaluations(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_table_of_an_older_wsa_goes_on(tmp_path: Path) -> None:
+def test_a_table_of_an_older_wsa_goes_on(tmp_path):
     path, new = tmp_path / "eval.csv", tmp_path / "new.csv"
     for table in (path, new):
         write_csv(table, 10, "aaa", 0.001, {"run": [Episode(0, 5, -20.0, 900, False)]})
@@ -294,7 +289,7 @@ def test_a_table_of_an_older_wsa_goes_on(tmp_path: Path) -> None:
     assert not path.with_name("eval-1.csv").exists()
 
 
-def test_a_table_with_other_columns_is_renamed_and_kept(tmp_path: Path) -> None:
+def test_a_table_with_other_columns_is_renamed_and_kept(tmp_path):
     path, one = tmp_path / "eval.csv", Episode(0, 5, -20.0, 900, False)
     for old in ("updates,return\n7,3.0\n", "return\n4.0\n"):
         path.write_text(old)
@@ -309,12 +304,12 @@ def test_a_table_with_other_columns_is_renamed_and_kept(tmp_path: Path) -> None:
 MODELS = ("lite0-0123456789ab", "vit-0123456789ab", "vit-ba9876543210")
 
 
-def watch(folder: Path, kind: Any, models: tuple[str, ...] = MODELS) -> Any:
+def watch(folder, kind, models=MODELS):
     """Play games of two environments; return their moments and the weights of each step."""
     generator, shown = np.random.default_rng(0), []
 
     class Weighing(RandomPolicy):
-        def __call__(self, frames: Any, first: Any, envs: NDArray[np.int64]) -> NDArray[np.int64]:
+        def __call__(self, frames, first, envs):
             weights = generator.random((len(envs), len(models)), np.float32)
             shown.append(weights)
             return super().__call__(frames, first, envs)
@@ -328,7 +323,7 @@ def watch(folder: Path, kind: Any, models: tuple[str, ...] = MODELS) -> Any:
     return recorder.moments, shown
 
 
-def test_the_weights_of_every_step_are_saved(tmp_path: Path) -> None:
+def test_the_weights_of_every_step_are_saved(tmp_path):
     (tmp_path / attention_log.FILE).write_bytes(b"an older evaluation's")
     moments, shown = watch(tmp_path, attention_log.WeightLog)
     with np.load(tmp_path / attention_log.FILE) as found:
@@ -342,7 +337,7 @@ def test_the_weights_of_every_step_are_saved(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [attention_log.FILE]
 
 
-def test_an_interrupted_evaluation_keeps_the_weights_of_the_one_before(tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_keeps_the_weights_of_the_one_before(tmp_path):
     (tmp_path / attention_log.FILE).write_bytes(b"an older evaluation's")
     with pytest.raises(KeyboardInterrupt), attention_log.WeightLog(tmp_path, MODELS, lambda: None):
         raise KeyboardInterrupt
@@ -350,7 +345,7 @@ def test_an_interrupted_evaluation_keeps_the_weights_of_the_one_before(tmp_path:
     assert (tmp_path / attention_log.FILE).read_bytes() == b"an older evaluation's"
 
 
-def test_a_video_shows_the_weights_beside_the_game(tmp_path: Path) -> None:
+def test_a_video_shows_the_weights_beside_the_game(tmp_path):
     moments, shown = watch(tmp_path / "films", Films)
     frames = read_video(tmp_path / "films" / "episode_0.mp4")
     for picture, moment, weights in zip(frames, moments[:8], shown[:8], strict=True):
@@ -363,7 +358,7 @@ def test_a_video_shows_the_weights_beside_the_game(tmp_path: Path) -> None:
             assert filled == pytest.approx(weight, abs=0.05)
 
 
-def test_labels_are_the_shortest_names_that_differ() -> None:
+def test_labels_are_the_shortest_names_that_differ():
     assert labels(MODELS) == ["lite0", *MODELS[1:]]
     many = [f"a_model_with_a_long_name_number_{i}-0123456789ab" for i in range(30)]
     drawn = panel(labels(many), [np.linspace(0, 1, 30, dtype=np.float32)], [], 420)
@@ -375,7 +370,7 @@ def test_labels_are_the_shortest_names_that_differ() -> None:
     assert lengths == [round(i / 29 * (PANEL - 2 * MARGIN)) for i in range(30)]
 
 
-def test_a_panel_charts_the_weights_over_time() -> None:
+def test_a_panel_charts_the_weights_over_time():
     history = [np.array([i / 99, 1 - i / 99], np.float32) for i in range(100)]
     drawn = panel(["a", "b"], history, ["step 99, return 3"], 420)
     chart = drawn[LINE + MARGIN + 2 * TALLEST_ROW + MARGIN : 420 - MARGIN, MARGIN : PANEL - MARGIN]
@@ -387,13 +382,11 @@ def test_a_panel_charts_the_weights_over_time() -> None:
         assert 1 - last[0] / len(chart) == pytest.approx(newest, abs=0.05)
 
 
-def test_a_machine_plays_the_games_of_the_random_policy_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_machine_plays_the_games_of_the_random_policy_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WSA_CACHE", str(tmp_path))
     games = RandomGames("Breakout", stated("Breakout", 30), games_of(3, 5, 2))
     assert games.find() is None
-    steps: list[int] = []
+    steps = []
     episodes = games.play(lambda played, _: steps.append(played))
     assert [e.env for e in episodes] == [0, 0, 1] and steps[-1] == sum(e.steps for e in episodes)
     with monkeypatch.context() as patch:

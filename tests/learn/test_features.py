@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -17,25 +15,16 @@ from numpy.typing import NDArray
 from wsa.learn.data.nstep import walk
 from wsa.learn.data.transitions import OfflineBatches, moments
 from wsa.learn.evaluation.greedy_policy import LiveStacks
-from wsa.store.backends.base import Backend
 from wsa.store.common.errors import UsageError
-from wsa.store.format import arrays as layout
-from wsa.store.format.records import SegmentMeta
 from wsa.store.format.stacks import MAX_STACK_FRAMES
-from wsa.store.objects.flat_map import FlatMap, materialise
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.flat_map import materialise
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.writer import commit_segment
 
 ALIASES = {"lite0": (3,), "vit": (2, 2)}
 
 
-def add(
-    kit: ModuleType,
-    store: Backend,
-    number: int,
-    change: Callable[[SegmentMeta, layout.Arrays], Any] = lambda meta, arrays: None,
-    **options: Any,
-) -> SegmentMeta:
+def add(kit, store, number, change=lambda meta, arrays: None, **options):
     """Commit a fake segment, changed, and its embeddings by both models."""
     meta, arrays = kit.remember(number, **options)
     change(meta, arrays)
@@ -45,7 +34,7 @@ def add(
     return meta  # type: ignore[no-any-return]
 
 
-def truncate(meta: SegmentMeta, arrays: layout.Arrays) -> None:
+def truncate(meta, arrays):
     """Turn every other end into a truncation."""
     ends = np.flatnonzero(arrays["terminated"])[::2]
     arrays["terminated"][ends] = False
@@ -54,7 +43,7 @@ def truncate(meta: SegmentMeta, arrays: layout.Arrays) -> None:
 
 
 @pytest.fixture
-def data(kit: ModuleType, store: Backend, tmp_path: Path) -> tuple[Snapshot, FlatMap]:
+def data(kit, store, tmp_path):
     """Episodes that end either way, some at once, and cuts inside others."""
     add(kit, store, 0, truncate, steps=11, ends=(0, 1, 5), frames=8)
     add(kit, store, 1, truncate, steps=11, ends=(2, 6, 10), frames=8, cut=True)
@@ -64,12 +53,9 @@ def data(kit: ModuleType, store: Backend, tmp_path: Path) -> tuple[Snapshot, Fla
     return snapshot, materialise(snapshot, kit.GAME, [kit.key(a) for a in ALIASES], tmp_path / "c")
 
 
-Step = tuple[list[bytes], list[bytes], int, float, bool]
-
-
-def steps_of(kit: ModuleType, snapshot: Snapshot, depth: int) -> list[Step]:
+def steps_of(kit, snapshot, depth):
     """Every step, by a walk over each segment that keeps the last frames in a list."""
-    found: list[Step] = []
+    found = []
     for meta in snapshot.segments(kit.GAME):
         rows = snapshot.read_rows(meta)
         parts = [
@@ -77,7 +63,7 @@ def steps_of(kit: ModuleType, snapshot: Snapshot, depth: int) -> list[Step]:
             for alias in ALIASES
         ]
         fused = np.concatenate(parts, axis=1)
-        stack: list[bytes] = []
+        stack = []
         pending: tuple[list[bytes], int] | None = None
         for i in range(meta.rows):
             now = fused[rows["frame"][i]].tobytes()
@@ -94,9 +80,7 @@ def steps_of(kit: ModuleType, snapshot: Snapshot, depth: int) -> list[Step]:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_batches_are_drawn_from_the_steps_of_the_store(
-    kit: ModuleType, data: tuple[Snapshot, FlatMap], depth: int
-) -> None:
+def test_batches_are_drawn_from_the_steps_of_the_store(kit, data, depth):
     snapshot, flat = data
     expected = {
         (*state, *following, action, reward, end)
@@ -122,9 +106,7 @@ def test_batches_are_drawn_from_the_steps_of_the_store(
     assert rewards == {-7.0, 0.0, 7.0}
 
 
-def test_only_a_terminated_step_ends_the_return(
-    kit: ModuleType, data: tuple[Snapshot, FlatMap]
-) -> None:
+def test_only_a_terminated_step_ends_the_return(kit, data):
     _, flat = data
     steps = flat.rows[flat.steps]
     assert steps["truncated"].sum() == 5 and steps["terminated"].sum() == 2
@@ -133,15 +115,15 @@ def test_only_a_terminated_step_ends_the_return(
     assert share == pytest.approx(2 / len(steps), abs=0.02)
 
 
-def test_draws_are_uniform(kit: ModuleType, data: tuple[Snapshot, FlatMap]) -> None:
+def test_draws_are_uniform(kit, data):
     _, flat = data
     drawn = np.zeros(len(flat.rows))
 
     class Recorder:
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name):
             return getattr(flat, name)
 
-        def stack(self, rows: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
+        def stack(self, rows, depth):
             np.add.at(drawn, rows, 1)
             return flat.stack(rows, depth)
 
@@ -152,15 +134,13 @@ def test_draws_are_uniform(kit: ModuleType, data: tuple[Snapshot, FlatMap]) -> N
     assert drawn[flat.steps].min() > 850 and drawn[flat.steps].max() < 1150
 
 
-def test_a_stack_longer_than_the_context_of_segments_is_refused(
-    data: tuple[Snapshot, FlatMap],
-) -> None:
+def test_a_stack_longer_than_the_context_of_segments_is_refused(data):
     for depth in (0, MAX_STACK_FRAMES + 1):
         with pytest.raises(UsageError, match="Choose one of these"):
             OfflineBatches(data[1], depth, 8, seed=0).draw()
 
 
-def content(batches: OfflineBatches) -> list[bytes]:
+def content(batches):
     batch = batches.draw()
     return [
         tensor.numpy().tobytes()
@@ -168,7 +148,7 @@ def content(batches: OfflineBatches) -> list[bytes]:
     ]
 
 
-def test_draws_resume_from_every_saved_state(data: tuple[Snapshot, FlatMap]) -> None:
+def test_draws_resume_from_every_saved_state(data):
     batches = OfflineBatches(data[1], 4, 3, seed=5)
     states, drawn = [], []
     for _ in range(50):
@@ -181,9 +161,7 @@ def test_draws_resume_from_every_saved_state(data: tuple[Snapshot, FlatMap]) -> 
         assert [content(other) for _ in range(min(3, 50 - at))] == drawn[at : at + 3]
 
 
-def test_moments_do_not_depend_on_other_segments_in_the_cache(
-    kit: ModuleType, store: Backend, data: tuple[Snapshot, FlatMap], tmp_path: Path
-) -> None:
+def test_moments_do_not_depend_on_other_segments_in_the_cache(kit, store, data, tmp_path):
     snapshot, flat = data
     before = moments(flat)
     add(kit, store, 7, steps=30, env=3)
@@ -197,7 +175,7 @@ def test_moments_do_not_depend_on_other_segments_in_the_cache(
         assert not torch.equal(before[i], later[i])
 
 
-def flat_of(embeddings: NDArray[Any], columns: list[slice]) -> Any:
+def flat_of(embeddings, columns) -> Any:
     """What `moments` needs of a flat map, with one step for each frame."""
     rows = np.zeros(len(embeddings), [("frame", "<i8")])
     rows["frame"] = np.arange(len(embeddings))
@@ -211,7 +189,7 @@ def flat_of(embeddings: NDArray[Any], columns: list[slice]) -> Any:
     )
 
 
-def test_moments_keep_small_differences_and_do_not_amplify_constants() -> None:
+def test_moments_keep_small_differences_and_do_not_amplify_constants():
     generator = np.random.default_rng(0)
     embeddings = np.zeros((20_000, 5), np.float32)
     embeddings[:, 0] = 1000 + 0.01 * generator.standard_normal(20_000)
@@ -235,7 +213,7 @@ class FakeEncoder:
     width = 3
     dtype = np.dtype(np.float16)
 
-    def __call__(self, frames: NDArray[np.uint8], *_: Any) -> NDArray[np.float16]:
+    def __call__(self, frames, *_):
         return frames.reshape(len(frames), -1)[:, :3].astype(np.float16)
 
 
@@ -245,24 +223,24 @@ class Script(gymnasium.Env[NDArray[np.uint8], int]):
     observation_space = gymnasium.spaces.Box(0, 255, (2, 2, 3), np.uint8)
     action_space: Any = gymnasium.spaces.Discrete(2)
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number):
         self._generator = np.random.default_rng(number)
         self._left = 0
 
-    def _show(self) -> NDArray[np.uint8]:
+    def _show(self):
         return self._generator.integers(0, 256, (2, 2, 3), np.uint8)
 
-    def reset(self, **_: Any) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    def reset(self, **_):
         self._left = int(self._generator.integers(1, 7))
         return self._show(), {}
 
-    def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+    def step(self, action):
         self._left -= 1
         return self._show(), 0.0, self._left == 0, False, {}
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_live_stacks_equal_those_of_gymnasium(depth: int) -> None:
+def test_live_stacks_equal_those_of_gymnasium(depth):
     count = 3
     envs = [
         gymnasium.wrappers.FrameStackObservation(Script(i), depth, padding_type="reset")
@@ -292,7 +270,7 @@ def test_live_stacks_equal_those_of_gymnasium(depth: int) -> None:
     assert episodes > 20
 
 
-def test_a_live_stack_is_a_copy() -> None:
+def test_a_live_stack_is_a_copy():
     encoder: Any = FakeEncoder()
     stacks = LiveStacks(encoder, 1, 2)
     frames = np.arange(24, dtype=np.uint8).reshape(2, 1, 2, 2, 3)
@@ -304,9 +282,7 @@ def test_a_live_stack_is_a_copy() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 5])
-def test_the_next_state_is_the_last_one_within_n_steps(
-    data: tuple[Snapshot, FlatMap], n: int
-) -> None:
+def test_the_next_state_is_the_last_one_within_n_steps(data, n):
     flat = data[1]
     far = OfflineBatches(flat, 3, 8, seed=0, n_step=n, gamma=0.9, clip=True)
     batch = far.of(flat.steps)

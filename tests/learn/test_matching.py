@@ -1,17 +1,13 @@
 """Choosing a fusion's width by the number of parameters of its network."""
 
-from __future__ import annotations
-
 import dataclasses
-from types import ModuleType
-from typing import Any
 
 import msgspec
 import pytest
 import torch
 
 from wsa import cli
-from wsa.learn.configs.algorithms import CQLConfig, OnlineConfig, OnlineDQNConfig, PPOConfig
+from wsa.learn.configs.algorithms import CQLConfig, OnlineDQNConfig, PPOConfig
 from wsa.learn.configs.fusions import FUSIONS, FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari
@@ -26,23 +22,23 @@ from wsa.learn.runs.setup.make_run import make_offline, make_online
 from wsa.learn.study import combine_plan
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 SHAPES = ((2, 36), (2, 3, 3, 5), (2, 4, 5, 2))
 
 
-def network(name: str, **switches: Any) -> NetworkConfig:
+def network(name, **switches):
     return NetworkConfig(FusionConfig(name, **switches), frame_stack=2, hidden=(16,))
 
 
-def count(config: NetworkConfig) -> int:
+def count(config):
     shapes = SHAPES[:1] if config.fusion.name == "single" else SHAPES
     with torch.device("meta"):
         return count_parameters(ActorCritic(Inputs(shapes), 4, config)).total
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_the_chosen_width_is_the_nearest(name: str) -> None:
+def test_the_chosen_width_is_the_nearest(name):
     wanted = 20_001
     found = match_parameters(network(name), wanted, count)
     by = fusion_class(name).scaled_by
@@ -55,7 +51,7 @@ def test_the_chosen_width_is_the_nearest(name: str) -> None:
     assert untouched == network(name)
 
 
-def test_hidden_layers_keep_their_proportions() -> None:
+def test_hidden_layers_keep_their_proportions():
     three = msgspec.structs.replace(network("lin"), hidden=(16, 8, 4))
     first, second, third = match_parameters(three, 40_000, count).hidden
     assert first > 16 and (second, third) == (round(first / 2), round(first / 4))
@@ -72,25 +68,23 @@ def test_hidden_layers_keep_their_proportions() -> None:
         (msgspec.structs.replace(network("res"), hidden=()), 4_000, False, "linear heads"),
     ],
 )
-def test_an_impossible_match_is_refused(
-    config: NetworkConfig, wanted: int, linear: bool, words: str
-) -> None:
+def test_an_impossible_match_is_refused(config, wanted, linear, words):
     with pytest.raises(UsageError, match=words):
         match_parameters(config, wanted, count, linear_heads=linear)
 
 
-def test_a_fusion_without_a_width_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fusion_without_a_width_is_refused(monkeypatch):
     monkeypatch.setattr(matching, "fusion_class", lambda name: Fusion)
     with pytest.raises(UsageError, match=r"no width of its own to choose\. Leave it out"):
         match_parameters(network("wsa"), 4_000, count)
 
 
 @pytest.fixture
-def snapshot(walk_url: str) -> Snapshot:
+def snapshot(walk_url):
     return take_snapshot(open_store(walk_url))
 
 
-def test_a_run_has_the_chosen_width(kit: ModuleType, snapshot: Snapshot) -> None:
+def test_a_run_has_the_chosen_width(kit, snapshot):
     models = [kit.key("lite0"), kit.key("vit")]
     details = {"network": NetworkConfig(frame_stack=2, hidden=(16,)), "match": 3_000}
     run = make_offline(snapshot, kit.GAME, models, "mean", 1, CQLConfig(), **details)  # type: ignore[arg-type]
@@ -104,11 +98,11 @@ def test_a_run_has_the_chosen_width(kit: ModuleType, snapshot: Snapshot) -> None
 
 
 @pytest.mark.parametrize("learner", [PPOConfig(), OnlineDQNConfig()])
-def test_a_network_on_pixels_is_matched(snapshot: Snapshot, learner: OnlineConfig) -> None:
+def test_a_network_on_pixels_is_matched(snapshot, learner):
     pixels = NetworkConfig(FusionConfig("nature"), normalize="none", hidden=())
     protocol = atari.protocol("Pong", "classic")
 
-    def plan(**size: Any) -> Any:
+    def plan(**size):
         return make_online(snapshot, "Pong", [], "mean", pixels, protocol, 1, learner, **size)
 
     run = plan(match=200_000)
@@ -118,9 +112,7 @@ def test_a_network_on_pixels_is_matched(snapshot: Snapshot, learner: OnlineConfi
         plan(match=200_000, parameters=200_000)
 
 
-def test_all_fusions_of_a_study_are_matched(
-    kit: ModuleType, snapshot: Snapshot, tmp_path: Any
-) -> None:
+def test_all_fusions_of_a_study_are_matched(kit, snapshot, tmp_path):
     line = ["combine", "--games", kit.GAME, "--models", "lite0,vit", "--seeds", "1",
             "--frame-stack", "2", "--match-parameters", "9000"]  # fmt: skip
     o = dataclasses.replace(cli.parse("study", line), study_dir=str(tmp_path), dry_run=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsa.learn.data.nstep import hold_out, horizon, walk
-from wsa.store.backends.base import Backend
-from wsa.store.objects.flat_map import ROW, FlatMap, Part, materialise
+from wsa.store.objects.flat_map import ROW, materialise
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.writer import commit_segment
 
@@ -22,7 +20,7 @@ END, CUT, OPEN = "terminated", "truncated", "open"
 
 
 @st.composite
-def rows_of_episodes(draw: st.DrawFn) -> Any:
+def rows_of_episodes(draw):
     """Rows of some episodes one after another, each followed by its last observation."""
     found = []
     for number in range(draw(st.integers(1, 5))):
@@ -48,9 +46,7 @@ def rows_of_episodes(draw: st.DrawFn) -> Any:
     gamma=st.sampled_from([0.0, 0.5, 0.99, 1.0]),
     clip=st.booleans(),
 )
-def test_returns_equal_those_added_up_step_by_step(
-    rows: Any, n: int, gamma: float, clip: bool
-) -> None:
+def test_returns_equal_those_added_up_step_by_step(rows, n, gamma, clip):
     steps = np.flatnonzero(rows["action"] >= 0)
     flat: Any = SimpleNamespace(rows=rows)
     found = walk(flat, steps, n, gamma, clip)
@@ -77,17 +73,17 @@ def test_returns_equal_those_added_up_step_by_step(
         assert rows[at]["episode"] == rows[row]["episode"]
 
 
-def test_the_horizon_is_where_a_reward_counts_one_percent() -> None:
+def test_the_horizon_is_where_a_reward_counts_one_percent():
     assert horizon(0.0) == 1 and horizon(1.0) == float("inf")
     for gamma in (0.5, 0.9, 0.99):
         assert gamma ** horizon(gamma) <= 0.01 < gamma ** (horizon(gamma) - 1)
 
 
 @pytest.fixture
-def flat(kit: ModuleType, store: Backend, tmp_path: Path) -> FlatMap:
+def flat(kit, store, tmp_path):
     """Three segments of one environment and one of another; episodes go on across segments."""
 
-    def add(number: int, env: int, first: int, **options: Any) -> None:
+    def add(number, env, first, **options):
         meta, arrays = kit.remember(number, env=env, steps=20, frames=8, **options)
         arrays["episode"] += first - arrays["episode"][0]
         commit_segment(store, meta, arrays)
@@ -100,16 +96,16 @@ def flat(kit: ModuleType, store: Backend, tmp_path: Path) -> FlatMap:
     return materialise(take_snapshot(store), kit.GAME, [kit.key("lite0")], tmp_path / "c")
 
 
-def episodes(flat: FlatMap, rows: Any) -> set[tuple[str, int]]:
+def episodes(flat, rows):
     found = set()
     for row in rows.tolist():
-        part: Part = next(p for p in flat.parts if p.row <= row < p.row + p.rows)
+        part = next(p for p in flat.parts if p.row <= row < p.row + p.rows)
         found.add((part.segment[:17], int(flat.rows["episode"][row])))
     return found
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.5])
-def test_whole_episodes_are_held_out(flat: FlatMap, fraction: float) -> None:
+def test_whole_episodes_are_held_out(flat, fraction):
     training, held = hold_out(flat, fraction)
     assert sorted([*training, *held]) == sorted(flat.steps)
     assert not episodes(flat, training) & episodes(flat, held)
@@ -121,7 +117,7 @@ def test_whole_episodes_are_held_out(flat: FlatMap, fraction: float) -> None:
     assert episodes(flat, held) < more  # Episodes are chosen by a hash, and stay held out.
 
 
-def test_an_episode_in_two_segments_is_one(flat: FlatMap) -> None:
+def test_an_episode_in_two_segments_is_one(flat):
     across = [
         e for e in episodes(flat, flat.steps)
         if sum(e in episodes(flat, flat.steps[(flat.steps >= p.row) & (flat.steps < p.row + p.rows)])
@@ -130,11 +126,11 @@ def test_an_episode_in_two_segments_is_one(flat: FlatMap) -> None:
     assert len(across) == 2
 
 
-def test_an_episode_is_left_to_train_on(flat: FlatMap) -> None:
+def test_an_episode_is_left_to_train_on(flat):
     training, held = hold_out(flat, 0.99)
     assert len(episodes(flat, training)) == 1 and len(held)
 
 
-def test_a_fraction_of_zero_holds_out_nothing(flat: FlatMap) -> None:
+def test_a_fraction_of_zero_holds_out_nothing(flat):
     training, held = hold_out(flat, 0.0)
     assert np.array_equal(training, flat.steps) and not len(held)

@@ -1,26 +1,20 @@
 """Training offline on the walk: resuming to the bit, signals, metrics, validation, and checks."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil
 import signal
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import jaxtyping
 import msgspec
 import numpy as np
 import pytest
 import safetensors
 import torch
 from learn_kit import read_metrics
-from torch import Tensor, nn
+from torch import nn
 
 from wsa.encode.inference.encoder import Encoder
-from wsa.learn.configs.algorithms import BCConfig, CQLConfig, OfflineConfig
+from wsa.learn.configs.algorithms import BCConfig, CQLConfig
 from wsa.learn.configs.fusions import FUSIONS, FusionConfig, make_fusion_config
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion import losses
@@ -28,10 +22,8 @@ from wsa.learn.fusion.attention import WSA
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.offline import dqn, trainer
-from wsa.learn.offline.trainer import Trained
 from wsa.learn.training import checkpoint, loop
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
-from wsa.store.objects.flat_map import FlatMap
 from wsa.store.objects.model_spec import Output, Preprocessing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,22 +55,14 @@ SMALL = CQLConfig(
 NETWORK = NetworkConfig(FusionConfig(size=16), frame_stack=2, hidden=(32,))
 
 
-def train(
-    config: OfflineConfig,
-    flat: FlatMap,
-    context: int | None,
-    seed: int,
-    folder: Path,
-    network: NetworkConfig = NETWORK,
-    **options: Any,
-) -> Trained:
+def train(config, flat, context, seed, folder, network=NETWORK, **options):
     """Train on the walk's stored episodes."""
     shapes = tuple((network.frame_stack, *shape) for shape in flat.shapes)
     inputs = Inputs(shapes, context)
     return trainer.train_offline(config, network, flat, inputs, 3, seed, folder, **options)
 
 
-def final(folder: Path, updates: int = SMALL.updates) -> dict[str, Any]:
+def final(folder, updates=SMALL.updates):
     """Weights, target, optimizer, random states, and draws at the end, to the last bit."""
     with safetensors.safe_open(folder / "checkpoints" / f"{updates:09d}.safetensors", "np") as file:
         tensors = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
@@ -86,13 +70,11 @@ def final(folder: Path, updates: int = SMALL.updates) -> dict[str, Any]:
         return {**tensors, **file.metadata()}
 
 
-def test_the_target_network_is_copied_at_its_frequency(
-    walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
+def test_the_target_network_is_copied_at_its_frequency(walk_flat, tmp_path, monkeypatch):
+    seen = []
     real = dqn.update_loss
 
-    def spy(config: Any, online: nn.Module, target: nn.Module, *rest: Any) -> Any:
+    def spy(config, online, target, *rest):
         flats = [nn.utils.parameters_to_vector(m.parameters()) for m in (online, target)]
         seen.append((flats[0].detach().clone(), flats[1].detach().clone()))
         return real(config, online, target, *rest)  # type: ignore[arg-type]
@@ -106,7 +88,7 @@ def test_the_target_network_is_copied_at_its_frequency(
         assert torch.equal(online, target) == (updates == copied)
 
 
-def test_a_run_depends_on_its_seed(walk_flat: FlatMap, whole: Path, tmp_path: Path) -> None:
+def test_a_run_depends_on_its_seed(walk_flat, whole, tmp_path):
     same, other = tmp_path / "same", tmp_path / "other"
     for folder, seed in ((same, 1), (other, 2)):
         trained = train(SMALL, walk_flat, 0, seed, folder)
@@ -116,15 +98,12 @@ def test_a_run_depends_on_its_seed(walk_flat: FlatMap, whole: Path, tmp_path: Pa
     assert read_metrics(same) == read_metrics(whole) != read_metrics(other)
 
 
-def test_a_dead_fusion_is_warned_about_once_and_watching_changes_nothing(
-    walk_flat: FlatMap,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_dead_fusion_is_warned_about_and_nothing_changes(
+    walk_flat, tmp_path, caplog, monkeypatch
+):
     paper = msgspec.structs.replace(NETWORK, fusion=make_fusion_config(preset="paper", size=16))
 
-    def kill(network: Any) -> None:
+    def kill(network):
         torch.nn.init.constant_(network.torso.fusion.scorer[0].bias, -1e3)
 
     config = msgspec.structs.replace(SMALL, updates=20)
@@ -143,10 +122,8 @@ def test_a_dead_fusion_is_warned_about_once_and_watching_changes_nothing(
     assert alive == read_metrics(tmp_path / "unwatched")
 
 
-def test_metrics_have_weights_passes_and_losses(
-    kit: ModuleType, walk_flat: FlatMap, tmp_path: Path
-) -> None:
-    logged: list[int] = []
+def test_metrics_have_weights_passes_and_losses(kit, walk_flat, tmp_path):
+    logged = []
     config = msgspec.structs.replace(SMALL, updates=10)
     train(config, walk_flat, None, 1, tmp_path, on_line=lambda step, _: logged.append(step))
     lines = read_metrics(tmp_path)
@@ -161,9 +138,7 @@ def test_metrics_have_weights_passes_and_losses(
         assert {"losses/td_loss", "losses/cql", "losses/q_values"} < set(line)
 
 
-def test_the_speed_counts_updates_since_the_last_line(
-    walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_speed_counts_updates_since_the_last_line(walk_flat, tmp_path, monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(clock)))
     rates = []
@@ -178,23 +153,21 @@ def test_the_speed_counts_updates_since_the_last_line(
 class Tiny(nn.Module):
     """A backbone that averages the pixels."""
 
-    def forward_features(self, pixels: Tensor) -> Tensor:
+    def forward_features(self, pixels):
         return pixels
 
-    def forward_head(self, features: Tensor, pre_logits: bool) -> Tensor:
+    def forward_head(self, features, pre_logits):
         return features.mean(dim=(2, 3))
 
 
-def test_a_backbone_that_runs_during_training_is_an_error(
-    walk_flat: FlatMap, tmp_path: Path
-) -> None:
+def test_a_backbone_that_runs_during_training_is_an_error(walk_flat, tmp_path):
     squash = Preprocessing("squash", 8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
     encoder = Encoder(Tiny(), squash, Output("pooled"))
     frames = np.zeros((2, 16, 16, 3), np.uint8)
     encoder(frames)  # It does not count before the training.
     passes = []
 
-    def on_update(step: int, line: dict[str, float]) -> None:
+    def on_update(step, line):
         passes.append(line["cache/backbone_passes"])
         if step == 40:
             encoder(frames)
@@ -205,7 +178,7 @@ def test_a_backbone_that_runs_during_training_is_an_error(
 
 
 @pytest.fixture(scope="module")
-def whole(walk_flat: FlatMap, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(walk_flat, tmp_path_factory):
     """A run that was not interrupted; read it only."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -223,10 +196,8 @@ class Crash(Exception):
 @pytest.mark.parametrize(
     "at", [4, 20, 60, *(pytest.param(n, marks=pytest.mark.slow) for n in (12, 32, 40, 52))]
 )
-def test_a_crashed_run_resumes_to_the_bit(
-    walk_flat: FlatMap, whole: Path, tmp_path: Path, at: int
-) -> None:
-    def crash(step: int, _: Any) -> None:
+def test_a_crashed_run_resumes_to_the_bit(walk_flat, whole, tmp_path, at):
+    def crash(step, _):
         if step == at:
             raise Crash
 
@@ -255,12 +226,10 @@ def test_a_crashed_run_resumes_to_the_bit(
         ),
     ],
 )
-def test_a_run_stopped_by_a_signal_saves_and_resumes_to_the_bit(
-    walk_flat: FlatMap, whole: Path, tmp_path: Path, at: int, number: signal.Signals
-) -> None:
+def test_a_run_that_gets_a_signal_saves_and_resumes(walk_flat, whole, tmp_path, at, number):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    def ask(step: int, _: Any) -> None:
+    def ask(step, _):
         if step == at:
             os.kill(os.getpid(), number)
 
@@ -273,8 +242,8 @@ def test_a_run_stopped_by_a_signal_saves_and_resumes_to_the_bit(
     assert read_metrics(tmp_path) == read_metrics(whole)
 
 
-def test_a_second_signal_stops_at_once(walk_flat: FlatMap, tmp_path: Path) -> None:
-    def ask_twice(step: int, _: Any) -> None:
+def test_a_second_signal_stops_at_once(walk_flat, tmp_path):
+    def ask_twice(step, _):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -283,12 +252,12 @@ def test_a_second_signal_stops_at_once(walk_flat: FlatMap, tmp_path: Path) -> No
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_signal_while_a_checkpoint_is_saved_loses_nothing(
-    walk_flat: FlatMap, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_while_a_checkpoint_is_saved_costs_nothing(
+    walk_flat, whole, tmp_path, monkeypatch
+):
     real = checkpoint.save
 
-    def save(folder: Path, step: int, *rest: Any) -> Path:
+    def save(folder, step, *rest):
         path = real(folder, step, *rest)
         if step == 20:
             os.kill(os.getpid(), signal.SIGINT)
@@ -302,9 +271,7 @@ def test_a_signal_while_a_checkpoint_is_saved_loses_nothing(
     assert final(tmp_path) == final(whole)
 
 
-def test_a_finished_run_does_nothing_when_it_is_started_again(
-    walk_flat: FlatMap, whole: Path, tmp_path: Path
-) -> None:
+def test_a_finished_run_does_nothing_when_it_is_started_again(walk_flat, whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
@@ -314,9 +281,7 @@ def test_a_finished_run_does_nothing_when_it_is_started_again(
     assert after == before
 
 
-def test_a_damaged_newest_checkpoint_is_an_error(
-    walk_flat: FlatMap, whole: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_newest_checkpoint_is_an_error(walk_flat, whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     newest = folder / "checkpoints" / "000000060.safetensors"
@@ -354,7 +319,7 @@ def test_a_damaged_newest_checkpoint_is_an_error(
         ({"cql_alpha": math.inf}, "--cql-alpha must be at least 0"),
     ],
 )
-def test_hyperparameters_out_of_range_are_refused(change: dict[str, Any], says: str) -> None:
+def test_hyperparameters_out_of_range_are_refused(change, says):
     with pytest.raises(UsageError, match=says):
         msgspec.structs.replace(SMALL, **change)
 
@@ -368,7 +333,7 @@ SMALL_FUSIONS = {
 }
 
 
-def long(config: OfflineConfig) -> OfflineConfig:
+def long(config):
     return msgspec.structs.replace(config, updates=50, save_frequency=1, validation_frequency=20)
 
 
@@ -392,14 +357,7 @@ def long(config: OfflineConfig) -> OfflineConfig:
         ),
     ],
 )
-def test_training_resumes_to_the_bit_from_every_step(
-    walk_flat: FlatMap,
-    tmp_path: Path,
-    config: OfflineConfig,
-    fusion: str,
-    every: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_training_resumes_from_every_step(walk_flat, tmp_path, config, fusion, every, monkeypatch):
     monkeypatch.setattr(checkpoint, "KEPT", config.updates)
     network = NetworkConfig(SMALL_FUSIONS[fusion], frame_stack=2, hidden=(8,))
     train(config, walk_flat, None, 1, tmp_path / "whole", network)
@@ -417,9 +375,7 @@ def test_training_resumes_to_the_bit_from_every_step(
         assert read_metrics(folder) == tail
 
 
-def test_the_best_network_is_kept_beside_the_final_one(
-    walk_flat: FlatMap, whole: Path, tmp_path: Path
-) -> None:
+def test_the_best_network_is_kept_beside_the_final_one(walk_flat, whole, tmp_path):
     config = msgspec.structs.replace(
         SMALL, validation_frequency=5, save_best=True, learning_rate=0.05
     )
@@ -435,9 +391,7 @@ def test_the_best_network_is_kept_beside_the_final_one(
         checkpoint.find(whole / "checkpoints", "best")
 
 
-def test_values_that_run_away_are_warned_about_once(
-    walk_flat: FlatMap, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_values_that_run_away_are_warned_about_once(walk_flat, tmp_path, caplog):
     calm = msgspec.structs.replace(SMALL, gamma=0.9, updates=30)
     train(calm, walk_flat, None, 1, tmp_path / "calm")
     assert "run away" not in caplog.text
@@ -454,7 +408,7 @@ def test_values_that_run_away_are_warned_about_once(
 
 
 @pytest.mark.parametrize("fusion", list(FUSIONS))
-def test_a_loss_on_weights_needs_a_fusion_with_weights(fusion: str) -> None:
+def test_a_loss_on_weights_needs_a_fusion_with_weights(fusion):
     losses.check_weight_losses(SMALL, fusion)
     for name in ("weight_entropy_coef", "load_balance_coef"):
         config = msgspec.structs.replace(SMALL, **{name: 0.1})
@@ -465,33 +419,8 @@ def test_a_loss_on_weights_needs_a_fusion_with_weights(fusion: str) -> None:
             losses.check_weight_losses(config, fusion)
 
 
-def test_the_entropy_loss_evens_out_the_weights(
-    walk_flat: FlatMap, whole: Path, tmp_path: Path
-) -> None:
+def test_the_entropy_loss_evens_out_the_weights(walk_flat, whole, tmp_path):
     config = msgspec.structs.replace(SMALL, weight_entropy_coef=1.0)
     train(config, walk_flat, 0, 1, tmp_path)
     plain, even = (read_metrics(f)[-1]["wsa/weight_entropy"] for f in (whole, tmp_path))
     assert even > plain and even > 0.69  # The maximum is log 2.
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Of torch.compile's own.
-def test_a_compiled_network_acts_with_the_new_weights(
-    walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # torch.compile cannot trace the checks of shapes.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    config = msgspec.structs.replace(SMALL, updates=20, validation_fraction=0.0)
-    network = train(config, walk_flat, 0, 1, tmp_path / "c", compiled=True).network
-    plain = train(config, walk_flat, 0, 1, tmp_path / "p").network
-    stacks, before = torch.randn(4, 2, 8), torch.zeros(1)
-    for _ in range(2):
-        with torch.inference_mode():
-            acted = network(stacks)[0]
-            plain.load_state_dict(network.state_dict())
-            torch.testing.assert_close(acted, plain(stacks)[0], rtol=1e-4, atol=1e-5)
-        before = acted.clone()
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter += 0.1
-    assert (network(stacks)[0] - before).abs().max() > 0.01

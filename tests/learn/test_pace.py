@@ -1,16 +1,12 @@
 """The estimated number of steps of an evaluation, from which the time left follows."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import pytest
 
 from wsa.learn.evaluation.pace import Pace
 
 
-def play(lengths: Sequence[int], num_envs: int) -> Iterator[tuple[int, int]]:
+def play(lengths, num_envs):
     """Yield (steps, finished games) after every step; environments share games as in `play`."""
     left = [list(lengths[i::num_envs]) for i in range(num_envs)]
     steps = finished = 0
@@ -24,27 +20,20 @@ def play(lengths: Sequence[int], num_envs: int) -> Iterator[tuple[int, int]]:
         yield steps, finished
 
 
-def estimates(lengths: Sequence[int], num_envs: int) -> list[tuple[int, int, int]]:
+def estimates(lengths, num_envs):
     """Steps, finished games, and the estimate after every step."""
     pace = Pace(len(lengths), num_envs)
     return [(*now, pace.seen(*now)) for now in play(lengths, num_envs)]
 
 
 @pytest.mark.parametrize(("games", "num_envs"), [(20, 4), (3, 8), (7, 3), (5, 1)])
-def test_games_of_one_length_are_estimated_exactly(games: int, num_envs: int) -> None:
+def test_games_of_one_length_are_estimated_exactly(games, num_envs):
     for _, finished, total in estimates([50] * games, num_envs):
         assert total == (games * 50 if finished else 0)
 
 
-@pytest.mark.parametrize("num_envs", [1, 4, 16])
-def test_games_that_end_at_almost_the_same_time_are_not_overestimated(num_envs: int) -> None:
-    lengths = np.random.default_rng(num_envs).integers(45, 55, 64).tolist()
-    for _, finished, total in estimates(lengths, num_envs):
-        assert total == pytest.approx(sum(lengths), rel=0.12) or not finished
-
-
 @pytest.mark.parametrize("num_envs", [4, 16])
-def test_an_estimate_is_never_below_what_was_played_and_exact_at_the_end(num_envs: int) -> None:
+def test_an_estimate_is_never_below_what_was_played_and_exact_at_the_end(num_envs):
     lengths = (1 + np.random.default_rng(5).exponential(60, 64)).astype(int).tolist()
     seen = estimates(lengths, num_envs)
     assert all(total >= steps for steps, finished, total in seen if finished)

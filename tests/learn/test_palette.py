@@ -1,12 +1,10 @@
 """Palettes of collected frames: stored frames are lossless and do not depend on earlier ones."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.learn.collect.palette import IndexedScreens, RGBScreens, Screen
+from wsa.learn.collect.palette import IndexedScreens, RGBScreens
 from wsa.store.common import hashing
 
 
@@ -14,9 +12,7 @@ from wsa.store.common import hashing
     counts=st.lists(st.sampled_from([1, 2, 7, 200, 256, 257, 300, 400]), min_size=1, max_size=4),
     seed=st.integers(0, 2**16),
 )
-def test_stored_frames_are_lossless_and_do_not_depend_on_earlier_ones(
-    counts: list[int], seed: int
-) -> None:
+def test_stored_frames_are_lossless_and_do_not_depend_on_earlier_ones(counts, seed):
     """Screens have the given numbers of random colors, some of them shared."""
     generator = np.random.default_rng(seed)
     pool = generator.integers(0, 256, (max(counts), 3), dtype=np.uint8)
@@ -25,7 +21,7 @@ def test_stored_frames_are_lossless_and_do_not_depend_on_earlier_ones(
     used.screens(generator.integers(0, 256, (3, 1, 20, 21, 3), dtype=np.uint8), [True] * 3)
     stored = []
     for kept in (new, used, RGBScreens()):
-        seen: list[Screen] = []
+        seen = []
         for screen in screens:  # The first are kept while fewer colors are known.
             seen += kept.screens(screen[None], [True])
         assert [s.digest for s in seen] == [hashing.frame_digest(s[0]) for s in screens]

@@ -24,11 +24,11 @@ from wsa.store.common.errors import UsageError
 ONLINE: dict[str, Any] = {"online": True}
 
 
-def parse(**flags: Any) -> Any:
+def parse(**flags):
     return command_kit.options("learn", **flags)
 
 
-def test_the_thesis_preset_of_ppo() -> None:
+def test_the_thesis_preset_of_ppo():
     o = parse(**ONLINE, algo="ppo", rl_preset="thesis")
     assert o.algorithm == PPOConfig(
         terminal_on_life_loss=True, anneal_clip=True, clip_vloss=False, vf_coef=1.0
@@ -37,7 +37,7 @@ def test_the_thesis_preset_of_ppo() -> None:
     assert o.algorithm.scheduled
 
 
-def test_the_thesis_preset_of_dqn() -> None:
+def test_the_thesis_preset_of_dqn():
     o = parse(**ONLINE, algo="dqn", rl_preset="thesis", fusion_preset="thesis")
     learner = o.algorithm.learner
     assert (learner.double_q, learner.max_grad_norm, o.network.hidden) == (False, 10.0, (64, 64))
@@ -45,7 +45,7 @@ def test_the_thesis_preset_of_dqn() -> None:
     assert o.network.fusion == make_fusion_config(preset="thesis", init="torch")
 
 
-def test_the_paper_preset_of_ppo() -> None:
+def test_the_paper_preset_of_ppo():
     o = parse(**ONLINE, algo="ppo", rl_preset="paper")
     assert o.algorithm == PPOConfig(recurrent=True, anneal_lr=False, clip_rewards=False)
     assert o.network.frame_stack == 1 and o.network.hidden == NetworkConfig().hidden
@@ -54,7 +54,7 @@ def test_the_paper_preset_of_ppo() -> None:
     assert pixels.network.frame_stack == 1 and pixels.algorithm == o.algorithm
 
 
-def test_flags_replace_the_settings_of_a_preset() -> None:
+def test_flags_replace_the_settings_of_a_preset():
     o = parse(**ONLINE, algo="ppo", rl_preset="thesis", vf_coef=0.25, clip_vloss=True,
               head_activation="relu")  # fmt: skip
     assert (o.algorithm.vf_coef, o.algorithm.clip_vloss, o.algorithm.anneal_clip) == (
@@ -63,7 +63,7 @@ def test_flags_replace_the_settings_of_a_preset() -> None:
     assert o.network == NetworkConfig()
 
 
-def test_the_default_preset_is_the_defaults() -> None:
+def test_the_default_preset_is_the_defaults():
     for algo, config in (("ppo", PPOConfig), ("dqn", OnlineDQNConfig)):
         o = parse(**ONLINE, algo=algo, rl_preset="default")
         assert (o.algorithm, o.network) == (config(), NetworkConfig())
@@ -77,17 +77,17 @@ def test_the_default_preset_is_the_defaults() -> None:
         ({"rl_preset": "paper", **ONLINE, "algo": "dqn"}, "for --online with --algo ppo: "),
     ],
 )
-def test_a_preset_is_refused_for_other_algorithms(flags: dict[str, Any], words: str) -> None:
+def test_a_preset_is_refused_for_other_algorithms(flags, words):
     with pytest.raises(UsageError, match=words):
         parse(**flags)
 
 
-def test_a_recurrent_policy_has_no_head_activation() -> None:
+def test_a_recurrent_policy_has_no_head_activation():
     with pytest.raises(UsageError, match="--head-activation have no meaning with --recurrent"):
         check_combination(parse(**ONLINE, algo="ppo", rl_preset="thesis", recurrent=True))
 
 
-def test_heads_have_the_requested_activation() -> None:
+def test_heads_have_the_requested_activation():
     inputs = Inputs(((1, 3),))
     config = NetworkConfig(FusionConfig(size=4), frame_stack=1, hidden=(5, 6))
     tanh = NetworkConfig(FusionConfig(size=4), frame_stack=1, hidden=(5, 6), head_activation="tanh")
@@ -101,7 +101,7 @@ def test_heads_have_the_requested_activation() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in weighing() if name != "wsa"])
-def test_a_preset_keeps_the_softmax_of_other_attention(name: str) -> None:
+def test_a_preset_keeps_the_softmax_of_other_attention(name):
     for found in (
         make_fusion_config(name, "paper"),
         parse(fusion=name, fusion_preset="paper").network_config.fusion,
@@ -112,7 +112,7 @@ def test_a_preset_keeps_the_softmax_of_other_attention(name: str) -> None:
     assert typed.network_config.fusion.normaliser == "relu-sum"
 
 
-def test_a_bench_applies_a_preset_to_each_fusion() -> None:
+def test_a_bench_applies_a_preset_to_each_fusion():
     o = command_kit.options(
         "bench", fusions=("wsa", "dpa", "lin"), models=("a", "b"), fusion_preset="paper",
         rl_preset="thesis", online=True, algo="ppo", seeds=(1,), games=("Pong",),
@@ -127,7 +127,7 @@ def test_a_bench_applies_a_preset_to_each_fusion() -> None:
     ]  # fmt: skip
 
 
-def test_presets_set_fields_that_exist() -> None:
+def test_presets_set_fields_that_exist():
     for of in RL_PRESETS.values():
         for config, defaults in of.items():
             assert defaults.learner.keys() <= set(config.__struct_fields__)

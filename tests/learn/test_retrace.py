@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from learn_kit import collect_play
-from numpy.typing import NDArray
 
 from wsa.learn.collect.collect import CollectPlan
 from wsa.learn.envs import atari as games
@@ -25,14 +23,14 @@ from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 
 @pytest.fixture(scope="module")
-def breakout(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+def breakout(tmp_path_factory):
     """Episodes that are truncated, with no-ops and FIRE at a reset, in several segments."""
     backend = open_store(str(tmp_path_factory.mktemp("breakout")), create=True)
     protocol = games.protocol("Breakout", "classic", max_steps=100)
     return collect_play(backend, protocol, steps=340, seed=3, segment_steps=40)
 
 
-def read(snapshot: Snapshot, found: dict[str, NDArray[np.uint8]], game: str, name: str) -> Any:
+def read(snapshot, found, game, name):
     """A variable at every step, and the rows, joined over the segments."""
     values, rows = [], []
     for meta in snapshot.segments(game):
@@ -44,8 +42,8 @@ def read(snapshot: Snapshot, found: dict[str, NDArray[np.uint8]], game: str, nam
     return np.concatenate(values).astype(int), joined
 
 
-def test_memory_is_that_of_each_frame(breakout: Snapshot) -> None:
-    steps: list[int] = []
+def test_memory_is_that_of_each_frame(breakout):
+    steps = []
     found, failed = memories(breakout, breakout.segments("Breakout"), steps.append)
     assert not failed and describe_failures(failed) == ""
     assert steps == np.cumsum([m.steps for m in breakout.segments("Breakout")]).tolist()
@@ -54,7 +52,7 @@ def test_memory_is_that_of_each_frame(breakout: Snapshot) -> None:
     assert (lives == rows["lives"]).all()
 
 
-def test_sticky_actions_repeat_as_they_did(tmp_path: Path) -> None:
+def test_sticky_actions_repeat_as_they_did(tmp_path):
     backend = open_store(str(tmp_path / "store"), create=True)
     protocol = games.protocol("Pong", "v5")
     snapshot = collect_play(backend, protocol, "Pong", steps=200, seed=3)
@@ -72,11 +70,11 @@ def test_sticky_actions_repeat_as_they_did(tmp_path: Path) -> None:
         assert set((balance - np.cumsum(earned[at])).tolist()) <= {-1, 0, 1}
 
 
-def change_actions(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, segment: str) -> None:
+def change_actions(snapshot, monkeypatch, segment):
     """Change what a segment says its actions were."""
     honest = Snapshot.read_rows
 
-    def read_rows(self: Snapshot, meta: Any) -> dict[str, NDArray[Any]]:
+    def read_rows(self, meta):
         rows = honest(self, meta)
         if meta.segment == segment:
             rows["action"] = np.where(rows["action"] >= 0, 3 - rows["action"], -1)
@@ -85,9 +83,7 @@ def change_actions(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, segment:
     monkeypatch.setattr(Snapshot, "read_rows", read_rows)
 
 
-def test_a_segment_that_replays_differently_is_reported(
-    breakout: Snapshot, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_segment_that_replays_differently_is_reported(breakout, monkeypatch):
     segments = breakout.segments("Breakout")
     own = [m for m in segments if m.env == 0]
     change_actions(breakout, monkeypatch, own[1].segment)
@@ -99,7 +95,7 @@ def test_a_segment_that_replays_differently_is_reported(
     assert describe_failures(failed).startswith(f"left out because {said}: {own[1].segment}, ")
 
 
-def test_a_segment_whose_beginning_is_missing_is_reported(breakout: Snapshot) -> None:
+def test_a_segment_whose_beginning_is_missing_is_reported(breakout):
     first, *others = [m for m in breakout.segments("Breakout") if m.env == 0]
     path = names.segment_path("Breakout", first.segment)
     rest = Snapshot(breakout.backend, {p: c for p, c in breakout.commits.items() if p != path})
@@ -108,7 +104,7 @@ def test_a_segment_whose_beginning_is_missing_is_reported(breakout: Snapshot) ->
     assert set(failed.values()) == {"the store lacks the 40 steps before it"}
 
 
-def test_play_of_another_emulator_is_reported(breakout: Snapshot) -> None:
+def test_play_of_another_emulator_is_reported(breakout):
     commits = {
         path: msgspec.structs.replace(
             commit, meta=msgspec.structs.replace(commit.meta, emulator=("unknown", "unknown"))
@@ -127,16 +123,14 @@ class NoTable:
 
     longest = 1
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 0
 
-    def see(self, seen: list[Any]) -> NDArray[np.int64]:
+    def see(self, seen):
         return np.zeros(len(seen), np.int64)
 
 
-def test_an_online_run_is_replayed_stretch_by_stretch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_online_run_is_replayed_stretch_by_stretch(tmp_path, monkeypatch):
     for module in ("online.env_runner", "probe.ram_replay"):
         monkeypatch.setattr(f"wsa.learn.{module}.STRETCH", 25)
     assert env_runner.STRETCH == 25
@@ -163,7 +157,7 @@ def test_an_online_run_is_replayed_stretch_by_stretch(
     assert stretch_seed(5, 1, 0) == 6 and stretch_seed(5, 1, 1) != stretch_seed(5, 1, 2)
 
 
-def test_a_ball_is_absent_where_the_screen_does_not_show_it(breakout: Snapshot) -> None:
+def test_a_ball_is_absent_where_the_screen_does_not_show_it(breakout):
     found, _ = memories(breakout, breakout.segments("Breakout"))
     there, not_there = 0, 0
     for meta in breakout.segments("Breakout"):
@@ -184,7 +178,7 @@ def test_a_ball_is_absent_where_the_screen_does_not_show_it(breakout: Snapshot) 
     assert there > 10 and not_there > 10
 
 
-def test_only_objects_with_positions_can_be_absent() -> None:
+def test_only_objects_with_positions_can_be_absent():
     for game, rules in ram_labels.ABSENT.items():
         places = [name for name in ram_labels.variables(game) if ram_labels.is_position(name)]
         assert rules.keys() <= {ram_labels.object_of(name) for name in places}
@@ -195,7 +189,7 @@ def test_only_objects_with_positions_can_be_absent() -> None:
     assert not ram_labels.is_position("score") and not ram_labels.is_position("left flipper")
 
 
-def test_annotated_variables_are_distinct_bytes_of_known_games() -> None:
+def test_annotated_variables_are_distinct_bytes_of_known_games():
     for game, variables in ram_labels.VARIABLES.items():
         assert games.check_game(game) == game
         assert all(0 <= byte < 128 for byte in variables.values())

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import filelock
@@ -44,14 +43,12 @@ from wsa.learn.training import metrics as training_metrics
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, Terminated
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_run_keeps_its_configuration_metrics_and_checkpoints(
-    breakout: Snapshot, trained: Path
-) -> None:
+def test_a_run_keeps_its_configuration_metrics_and_checkpoints(breakout, trained):
     config = json.loads((trained / "config.json").read_text())
     assert config["segments"] == [m.segment for m in breakout.segments()] and config["segments"]
     assert [names.key_alias(key) for key in config["models"]] == list(ALIASES)
@@ -67,16 +64,14 @@ def test_a_run_keeps_its_configuration_metrics_and_checkpoints(
     assert files == [f"{step:09d}.safetensors" for step in (40, 50)]
 
 
-def test_segments_added_later_do_not_change_a_run(
-    breakout: Snapshot, trained: Path, tmp_path: Path
-) -> None:
+def test_segments_added_later_do_not_change_a_run(breakout, trained, tmp_path):
     shutil.copytree(breakout.backend.url, tmp_path / "store")
     backend = open_store(str(tmp_path / "store"))
     config = plan_offline(take_snapshot(backend))
     folder = tmp_path / "run"
     begin(folder, config)
 
-    def stop(step: int, _: Any) -> None:
+    def stop(step, _):
         if step == 30:
             raise RuntimeError("stop")
 
@@ -94,9 +89,7 @@ def test_segments_added_later_do_not_change_a_run(
     assert error.value.kind == "run-exists"
 
 
-def test_a_run_extended_by_updates_equals_the_longer_run(
-    breakout: Snapshot, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_extended_by_updates_equals_the_longer_run(breakout, trained, tmp_path, caplog):
     long = plan_offline(breakout)
     short = msgspec.structs.replace(
         long, hyperparameters=msgspec.structs.replace(long.hyperparameters, updates=30)
@@ -114,12 +107,10 @@ def test_a_run_extended_by_updates_equals_the_longer_run(
         begin(tmp_path, short)
 
 
-def test_a_run_goes_on_at_other_frequencies_and_learns_the_same(
-    breakout: Snapshot, trained: Path, tmp_path: Path
-) -> None:
+def test_a_run_goes_on_at_other_frequencies_and_learns_the_same(breakout, trained, tmp_path):
     config = plan_offline(breakout)
 
-    def at_frequencies(log: int, save: int, evaluate: int) -> OfflineRun:
+    def at_frequencies(log, save, evaluate):
         learner = msgspec.structs.replace(
             config.hyperparameters, log_frequency=log, save_frequency=save
         )
@@ -127,7 +118,7 @@ def test_a_run_goes_on_at_other_frequencies_and_learns_the_same(
             config, hyperparameters=learner, evaluation=EvaluationConfig(evaluate, 1)
         )
 
-    def stop(step: int, _: Any) -> None:
+    def stop(step, _):
         if step == 30:
             raise RuntimeError("stop")
 
@@ -145,9 +136,7 @@ def test_a_run_goes_on_at_other_frequencies_and_learns_the_same(
     assert read_checkpoint(tmp_path) == read_checkpoint(trained)
 
 
-def test_a_run_finds_its_store_where_it_was_moved(
-    breakout: Snapshot, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_finds_its_store_where_it_was_moved(breakout, trained, tmp_path, monkeypatch):
     folder, moved = tmp_path / "run", tmp_path / "elsewhere"
     shutil.copytree(trained, folder)
     shutil.copytree(breakout.backend.url, moved)
@@ -174,16 +163,14 @@ def test_a_run_finds_its_store_where_it_was_moved(
         open_data(find_store(config, str(tmp_path / "other")))
 
 
-def test_a_lost_segment_is_an_error(breakout: Snapshot) -> None:
+def test_a_lost_segment_is_an_error(breakout):
     config = plan_offline(breakout)
     segments = (*config.segments, "0123456789ab-e000-000000000-00012")
     with pytest.raises(MissingError, match=f"lacks 1 of the {len(segments)} segments"):
         open_data(msgspec.structs.replace(config, segments=segments))
 
 
-def test_a_folder_accepts_the_same_run_again_and_no_other(
-    breakout: Snapshot, tmp_path: Path
-) -> None:
+def test_a_folder_accepts_the_same_run_again_and_no_other(breakout, tmp_path):
     config = plan_offline(breakout)
     begin(tmp_path / "run", config)
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
@@ -202,9 +189,7 @@ def test_a_folder_accepts_the_same_run_again_and_no_other(
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_a_run_of_an_older_version_resumes_and_one_of_a_newer_is_refused(
-    breakout: Snapshot, tmp_path: Path
-) -> None:
+def test_a_run_of_an_older_version_resumes_and_one_of_a_newer_is_refused(breakout, tmp_path):
     config = plan_offline(breakout)
     begin(tmp_path, config)
     path = tmp_path / "config.json"
@@ -222,12 +207,12 @@ def test_a_run_of_an_older_version_resumes_and_one_of_a_newer_is_refused(
         begin(tmp_path, config)
 
 
-def test_one_process_trains_a_run(breakout: Snapshot, tmp_path: Path) -> None:
+def test_one_process_trains_a_run(breakout, tmp_path):
     config = plan_offline(breakout)
     begin(tmp_path, config)
     held, done = threading.Event(), threading.Event()
 
-    def hold() -> None:
+    def hold():
         with filelock.FileLock(tmp_path / "lock"):
             held.set()
             done.wait(60)
@@ -244,7 +229,7 @@ def test_one_process_trains_a_run(breakout: Snapshot, tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path, tmp_path / "none", tmp_path / "file"):
         with pytest.raises(MissingError, match="not the folder of a run"):
@@ -257,9 +242,8 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # Of torch.compile's own.
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_games_during_training_do_not_change_it_and_are_played_once_when_interrupted(
-    compiled: bool, breakout: Snapshot, trained: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    compiled, breakout, trained, tmp_path, monkeypatch
+):
     if compiled:  # torch.compile cannot trace the checks of shapes.
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         trained = tmp_path / "plain"
@@ -283,8 +267,8 @@ def test_games_during_training_do_not_change_it_and_are_played_once_when_interru
     play, steps = periodic.play, 0
     stops = 15, 15 + MAX_STEPS + 15  # In the middle of the first game, and of the second.
 
-    def interrupted(*arguments: Any, on_step: Any, **details: Any) -> Any:
-        def stop(played: int, episodes: int) -> None:
+    def interrupted(*arguments, on_step, **details):
+        def stop(played, episodes):
             nonlocal steps
             steps += 1
             if steps in stops:
@@ -308,16 +292,15 @@ def test_games_during_training_do_not_change_it_and_are_played_once_when_interru
 
 
 def test_games_that_fail_do_not_stop_training_and_are_played_on_resume(
-    breakout: Snapshot, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    breakout, trained, tmp_path, monkeypatch, caplog
+):
     games = EvaluationConfig(eval_frequency=20, eval_episodes=1)
     config = plan_offline(breakout, evaluation=games)
     begin(tmp_path, config)
     play = periodic.play
 
-    def play_with_a_broken_engine(*arguments: Any, **options: Any) -> Any:
-        def fail(*_: Any) -> Any:
+    def play_with_a_broken_engine(*arguments, **options):
+        def fail(*_):
             raise RuntimeError("out of memory")
 
         with monkeypatch.context() as patch:
@@ -343,13 +326,11 @@ def test_games_that_fail_do_not_stop_training_and_are_played_on_resume(
     assert 0 < evaluation.live.passes == last["eval/backbone_passes"]
 
 
-def test_backbones_stay_frozen_also_one_that_only_gives_the_context(
-    breakout: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    optimized: list[torch.nn.Parameter] = []
+def test_backbones_stay_frozen_also_one_that_gives_the_context(breakout, tmp_path, monkeypatch):
+    optimized = []
     adam = torch.optim.Adam
 
-    def spy_on_adam(parameters: Any, **options: Any) -> Any:
+    def spy_on_adam(parameters, **options):
         optimizer = adam(list(parameters), **options)
         optimized.extend(p for group in optimizer.param_groups for p in group["params"])
         return optimizer
@@ -357,11 +338,11 @@ def test_backbones_stay_frozen_also_one_that_only_gives_the_context(
     opened: list[Any] = []
     open_model = register.open_model
 
-    def spy_on_models(*arguments: Any, **options: Any) -> Any:
+    def spy_on_models(*arguments, **options):
         opened.append(open_model(*arguments, **options))
         return opened[-1]
 
-    def digest(encoder: Any) -> str:
+    def digest(encoder):
         state = encoder.module.state_dict()
         return hashing.tensors_digest({name: tensor.numpy() for name, tensor in state.items()})
 
@@ -389,7 +370,7 @@ def test_backbones_stay_frozen_also_one_that_only_gives_the_context(
 
 
 @pytest.mark.slow
-def test_the_command_imports_no_library_of_models(breakout: Snapshot, tmp_path: Path) -> None:
+def test_the_command_imports_no_library_of_models(breakout, tmp_path):
     """They would take a good part of the time until the first update."""
     command = ["learn", "--store", breakout.backend.url, "--game", "Breakout", "--updates", "3",
                "--models", ALIASES[0], "--run-dir", str(tmp_path / "run")]  # fmt: skip
@@ -405,7 +386,7 @@ def test_the_command_imports_no_library_of_models(breakout: Snapshot, tmp_path: 
     assert set(loaded) & {"beartype", "timm", "torchvision", "distributed"} == set()
 
 
-def test_equal_states_give_equal_files(tmp_path: Path) -> None:
+def test_equal_states_give_equal_files(tmp_path):
     """safetensors writes the metadata of a file in another order each time."""
     network = torch.nn.Linear(3, 2)
     torch.manual_seed(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,16 +17,15 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.runs.config import RunConfig
 from wsa.learn.runs.data import open_data
 from wsa.learn.runs.setup.models import by_default
-from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 AE, SR, OKK, OTHER_AE = "ae-0123456789ab", "sr-0123456789ab", "okk-0123456789ab", "ae-ffffffffffff"
 
 
 @pytest.fixture
-def backend(breakout: Snapshot, tmp_path: Path) -> Backend:
+def backend(breakout, tmp_path):
     """A copy of the encoded store."""
     shutil.copytree(breakout.backend.url, tmp_path / "copy")
     return open_store(str(tmp_path / "copy"))
@@ -46,14 +44,12 @@ def backend(breakout: Snapshot, tmp_path: Path) -> Backend:
         ([SR], "wsa", SR, [SR], SR),
     ],
 )
-def test_the_autoencoder_gives_the_context_by_default_as_in_the_paper(
-    keys: list[str], fusion: str, asked: str, fused: list[str], context: str
-) -> None:
+def test_the_autoencoder_gives_the_context_by_default(keys, fusion, asked, fused, context):
     assert by_default(keys, fusion, asked) == (fused, context)
 
 
-def test_a_model_that_only_gives_the_context_sees_the_newest_frame() -> None:
-    def shapes(models: list[str]) -> tuple[tuple[int, ...], ...]:
+def test_a_model_that_only_gives_the_context_sees_the_newest_frame():
+    def shapes(models):
         config: Any = SimpleNamespace(
             models=models, inputs=[SR, OKK, AE], context=AE, decoders={},
             network=SimpleNamespace(frame_stack=4),
@@ -64,7 +60,7 @@ def test_a_model_that_only_gives_the_context_sees_the_newest_frame() -> None:
     assert shapes([SR, OKK, AE]) == ((1, 512), (4, 21, 21, 4), (4, 16, 16, 64))
 
 
-def test_models_are_chosen_by_alias_or_key_in_the_order_given(breakout: Snapshot) -> None:
+def test_models_are_chosen_by_alias_or_key_in_the_order_given(breakout):
     keys = breakout.models
     assert choose_models(breakout, "Breakout", []) == keys
     assert choose_models(breakout, "Breakout", ALIASES[::-1]) == keys[::-1]
@@ -72,9 +68,7 @@ def test_models_are_chosen_by_alias_or_key_in_the_order_given(breakout: Snapshot
     assert choose_models(breakout, "Breakout", [ALIASES[0], keys[0], ALIASES[0]]) == [keys[0]]
 
 
-def test_an_error_about_missing_data_names_the_command_that_makes_it(
-    breakout: Snapshot, backend: Backend, tmp_path: Path
-) -> None:
+def test_an_error_about_missing_data_names_the_command_that_makes_it(breakout, backend, tmp_path):
     new = open_store(str(tmp_path / "new"), create=True)
     with pytest.raises(MissingError, match=r"wsa collect --game Breakout$"):
         choose_models(take_snapshot(new), "Breakout", [])
@@ -95,7 +89,7 @@ def test_an_error_about_missing_data_names_the_command_that_makes_it(
             choose_models(longer, "Breakout", [asked])
 
 
-def test_an_alias_of_two_models_is_refused(breakout: Snapshot, backend: Backend) -> None:
+def test_an_alias_of_two_models_is_refused(breakout, backend):
     other = register(take_snapshot(backend), parse_request(RESNET, {}, "grid:2"), 0.1).spec.key
     snapshot = add_play(backend, [*breakout.models, other])
     with pytest.raises(UsageError, match="give the whole key"):
@@ -106,13 +100,13 @@ def test_an_alias_of_two_models_is_refused(breakout: Snapshot, backend: Backend)
     assert plan_offline(snapshot, models=models, context=other).context == other
 
 
-def test_a_fusion_that_does_not_fit_the_models_is_refused(breakout: Snapshot) -> None:
+def test_a_fusion_that_does_not_fit_the_models_is_refused(breakout):
     for name, message in (("cnn", "every model gives a vector"), ("single", "takes one model")):
         with pytest.raises(UsageError, match=message):
             plan_offline(breakout, network=NetworkConfig(FusionConfig(name)), context="mean")
 
 
-def test_protocols_are_not_mixed(breakout: Snapshot, backend: Backend) -> None:
+def test_protocols_are_not_mixed(breakout, backend):
     models = breakout.models[:1]
     changes: dict[str, Any] = {"models": models, "context": "mean"}
     snapshot = add_play(backend, models, name="v5")

@@ -1,7 +1,5 @@
 """Scores and statistics over runs and games, compared with rliable's results and values by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,7 +33,7 @@ IQM, IQM_LOW, IQM_HIGH = 0.2732616, 0.03370932, 0.5647248
 MEAN, MEAN_LOW, MEAN_HIGH = 0.470838, 0.17254819, 0.80533639
 
 
-def test_means_and_intervals_are_those_of_rliable() -> None:
+def test_means_and_intervals_are_those_of_rliable():
     assert interquartile_mean(TABLE) == pytest.approx(IQM, abs=1e-6)
     interval = stratified_interval(TABLE, resamples=20_000)
     assert interval == pytest.approx((IQM, IQM_LOW, IQM_HIGH), abs=0.015)
@@ -43,29 +41,27 @@ def test_means_and_intervals_are_those_of_rliable() -> None:
     assert interval == pytest.approx((MEAN, MEAN_LOW, MEAN_HIGH), abs=0.015)
 
 
-def test_runs_are_resampled_within_their_game() -> None:
+def test_runs_are_resampled_within_their_game():
     # If runs were resampled across the games, the interval would contain both.
     table = np.array([[0.0, 100.0], [1.0, 101.0], [2.0, 102.0]])
     interval = stratified_interval(table, mean_score)
     assert 50 <= interval.low <= interval.value == 51 <= interval.high <= 52
 
 
-def test_one_run_has_no_spread() -> None:
+def test_one_run_has_no_spread():
     interval = stratified_interval(np.array([[3.0]]))
     assert interval == (3, 3, 3) and str(interval) == "3.00"
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=40), st.randoms())
-def test_outliers_and_order_do_not_change_the_interquartile_mean(
-    values: list[float], random: object
-) -> None:
+def test_outliers_and_order_do_not_change_the_interquartile_mean(values, random):
     table = np.array(values)[:, None]
     before = interquartile_mean(table)
     table[table.argmax()] = 1e9
     assert interquartile_mean(table[::-1]) == pytest.approx(before, abs=1e-6)
 
 
-def test_human_normalized_scores_of_ten_games() -> None:
+def test_human_normalized_scores_of_ten_games():
     assert human_normalised("Pong", -20.7) == 0
     assert human_normalised("Seaquest", 42054.7) == 1
     # SB3-zoo's PPO on the ten games, whose interquartile mean is published as 0.74.
@@ -78,7 +74,7 @@ def test_human_normalized_scores_of_ten_games() -> None:
     assert human_normalised("Adventure", 1.0) is None
 
 
-def test_every_game_with_a_score_is_an_ale_game() -> None:
+def test_every_game_with_a_score_is_an_ale_game():
     assert set(RANDOM_HUMAN) <= set(atari.games())
     assert all(human > random for random, human in RANDOM_HUMAN.values())
 
@@ -89,7 +85,7 @@ Y = np.array([[2.0, 1.0], [0.0, 0.0]])
 BY_HAND = (5 / 6 + (2 + 3 * 0.5) / 6) / 2
 
 
-def test_the_probability_of_improvement() -> None:
+def test_the_probability_of_improvement():
     # First game, 3 > 2, 3 > 0, 5 > 2, 5 > 0, 1 > 0; second, 1 = 1, 1 > 0 twice, 0 = 0.
     assert improvement(X, Y) == pytest.approx(BY_HAND)
     assert improvement(Y, X) == pytest.approx(1 - BY_HAND)
@@ -98,7 +94,7 @@ def test_the_probability_of_improvement() -> None:
     np.testing.assert_allclose(improvement(np.stack([X, X + 10]), np.stack([Y, Y])), [BY_HAND, 1])
 
 
-def test_the_interval_of_the_probability_of_improvement() -> None:
+def test_the_interval_of_the_probability_of_improvement():
     interval = improvement_interval(X, Y)
     assert interval.value == pytest.approx(BY_HAND)
     assert 0 <= interval.low < interval.value < interval.high <= 1
@@ -109,7 +105,7 @@ def test_the_interval_of_the_probability_of_improvement() -> None:
     assert improvement_interval(np.array([[0.0], [2.0]]), np.array([[1.0]])) == (0.5, 0, 1)
 
 
-def test_the_performance_profile() -> None:
+def test_the_performance_profile():
     thresholds = np.array([-1.0, 0.0, 1.0, 2.9, 5.0])
     np.testing.assert_allclose(profile(X, thresholds), [1, 5 / 6, 2 / 6, 2 / 6, 0])
     shares, low, high = profile_band(X, thresholds)

@@ -1,7 +1,5 @@
 """`wsa learn --track`, with a fake Weights & Biases."""
 
-from __future__ import annotations
-
 import sys
 from types import SimpleNamespace
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import ale_py
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from wsa.learn.envs import atari
 from wsa.learn.envs.memory_changes import CHANGES
 from wsa.learn.envs.variants import Variant, parse_variant
 from wsa.store.common.errors import UsageError
-from wsa.store.format.records import Protocol
-
-MakeEnv = Callable[[str, Protocol, int], Any]
 
 
 class Play:
@@ -28,16 +23,8 @@ class Play:
         memory: (steps, 128), memory of a console's first environment before each step.
     """
 
-    def __init__(
-        self,
-        make_env: MakeEnv,
-        game: str,
-        protocol: Protocol,
-        steps: int,
-        seed: int = 1,
-        envs: int = 1,
-        hold: int = 6,  # Steps in one direction, so that the player gets somewhere.
-    ) -> None:
+    def __init__(self, make_env, game, protocol, steps, seed=1, envs=1, hold=6):
+        # It holds each direction for some steps, so that the player gets somewhere.
         env = make_env(game, protocol, envs)
         generator = np.random.default_rng(seed)
         frames, memory, results = [env.reset(seed=seed)[0][:, 0].copy()], [], []
@@ -55,22 +42,22 @@ class Play:
         self.rewards, self.terminated, self.truncated = map(np.array, zip(*results, strict=True))
 
 
-def differences(one: Play, other: Play) -> list[str]:
+def differences(one, other):
     """Names of the arrays that differ."""
     names = ("frames", "rewards", "terminated", "truncated")
     return [n for n in names if not np.array_equal(getattr(one, n), getattr(other, n))]
 
 
-def play_native(game: str, protocol: Protocol, steps: int, **options: Any) -> Play:
+def play_native(game, protocol, steps, **options):
     return Play(atari.make_env, game, protocol, steps, **options)
 
 
-def play_variant(spec: str, game: str, protocol: Protocol, steps: int, **options: Any) -> Play:
+def play_variant(spec, game, protocol, steps, **options):
     variant = parse_variant(spec, game) if spec else Variant("")
     return Play(variant.make_env, game, protocol, steps, **options)
 
 
-def check_native(game: str, name: str, steps: int, seed: int, max_steps: int) -> Play:
+def check_native(game, name, steps, seed, max_steps):
     protocol = atari.protocol(game, name, max_steps=max_steps)
     console = play_variant("", game, protocol, steps, seed=seed, envs=2)
     assert differences(console, play_native(game, protocol, steps, seed=seed, envs=2)) == []
@@ -81,9 +68,7 @@ def check_native(game: str, name: str, steps: int, seed: int, max_steps: int) ->
 @pytest.mark.parametrize(
     ("game", "name", "seed"), [("DoubleDunk", "classic", 7), ("Pong", "v5", 0)]
 )
-def test_an_unchanged_console_plays_like_the_native_environment(
-    game: str, name: str, seed: int
-) -> None:
+def test_an_unchanged_console_plays_like_the_native_environment(game, name, seed):
     console = check_native(game, name, steps=25, seed=seed, max_steps=10)
     assert console.truncated.sum() == 2 * 2
 
@@ -91,9 +76,7 @@ def test_an_unchanged_console_plays_like_the_native_environment(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", atari.PROTOCOLS)
 @pytest.mark.parametrize("game", atari.games())
-def test_an_unchanged_console_plays_every_game_like_the_native_environment(
-    game: str, name: str
-) -> None:
+def test_an_unchanged_console_plays_every_game_like_the_native_environment(game, name):
     for seed in (1, 7, 10_000):
         check_native(game, name, 400, seed, max_steps=300)
 
@@ -102,12 +85,12 @@ WHOLE_GAMES: dict[str, Any] = {"steps": 140, "seed": 40, "hold": 1}
 
 
 @pytest.fixture(scope="module")
-def sticky_breakout() -> Protocol:
+def sticky_breakout():
     return atari.protocol("Breakout", "classic", sticky=0.25)
 
 
 @pytest.fixture(scope="module")
-def native_breakout(sticky_breakout: Protocol) -> Play:
+def native_breakout(sticky_breakout):
     """More than one game of sticky Breakout."""
     return play_native("Breakout", sticky_breakout, **WHOLE_GAMES)
 
@@ -124,9 +107,7 @@ def native_breakout(sticky_breakout: Protocol) -> Play:
         ),
     ],
 )
-def test_whole_games_of_breakout_differ_in_their_looks_alone(
-    spec: str, expected: list[str], sticky_breakout: Protocol, native_breakout: Play
-) -> None:
+def test_whole_games_of_breakout_differ_in_looks(spec, expected, sticky_breakout, native_breakout):
     variant = play_variant(spec, "Breakout", sticky_breakout, **WHOLE_GAMES)
     assert differences(variant, native_breakout) == expected
     assert variant.terminated[:130].any()
@@ -134,7 +115,7 @@ def test_whole_games_of_breakout_differ_in_their_looks_alone(
     assert changed.all() == bool(expected)
 
 
-def test_a_variant_that_names_the_defaults_changes_nothing() -> None:
+def test_a_variant_that_names_the_defaults_changes_nothing():
     protocol = atari.protocol("Pong", "v5")
     defaults = "mode=0+difficulty=0+sticky=0.25+look:dim=1+look:hue=0+noise=0"
     variant = play_variant(defaults, "Pong", protocol, 20)
@@ -144,20 +125,20 @@ def test_a_variant_that_names_the_defaults_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("game", "spec"), [("Breakout", "mode=12"), ("Pong", "difficulty=1"), ("Pong", "sticky=0.9")]
 )
-def test_switches_change_the_game_in_the_same_way_each_time(game: str, spec: str) -> None:
+def test_switches_change_the_game_in_the_same_way_each_time(game, spec):
     protocol = atari.protocol(game, "classic")
     variant = play_variant(spec, game, protocol, 25)
     assert "frames" in differences(variant, play_native(game, protocol, 25))
     assert differences(variant, play_variant(spec, game, protocol, 25)) == []
 
 
-def test_a_sticky_variant_equals_a_sticky_protocol(native_breakout: Play) -> None:
+def test_a_sticky_variant_equals_a_sticky_protocol(native_breakout):
     protocol = atari.protocol("Breakout", "classic")
     variant = play_variant("sticky=0.25", "Breakout", protocol, **WHOLE_GAMES)
     assert differences(variant, native_breakout) == []
 
 
-def test_black_cars_of_freeway_change_frames_alone() -> None:
+def test_black_cars_of_freeway_change_frames_alone():
     protocol = atari.protocol("Freeway", "classic", sticky=0.25)
     variant = play_variant("ram:freeway-black", "Freeway", protocol, 25, hold=1)
     native = play_native("Freeway", protocol, 25, hold=1)
@@ -165,7 +146,7 @@ def test_black_cars_of_freeway_change_frames_alone() -> None:
     assert (variant.frames != native.frames).any((1, 2, 3, 4)).all()
 
 
-def test_breakout_has_25_looks() -> None:
+def test_breakout_has_25_looks():
     emulator = ale_py.ALEInterface()
     emulator.loadROM(str(atari.rom("Breakout")))
     emulator.reset_game()
@@ -182,7 +163,7 @@ def test_breakout_has_25_looks() -> None:
     assert len(looks) == 25
 
 
-def test_the_lazy_enemy_waits_while_the_ball_flies_away() -> None:
+def test_the_lazy_enemy_waits_while_the_ball_flies_away():
     protocol = atari.protocol("Pong", "classic")
     farthest = {}
     for spec in ("ram:pong-lazy", ""):
@@ -197,8 +178,8 @@ def test_the_lazy_enemy_waits_while_the_ball_flies_away() -> None:
     assert lazy <= 4 and plain > 15 and returning > 15
 
 
-def test_the_cars_of_freeway_stop() -> None:
-    def moving_columns(spec: str) -> set[int]:
+def test_the_cars_of_freeway_stop():
+    def moving_columns(spec):
         """Columns of the road, except for the chicken's, in which anything moves."""
         protocol = atari.protocol("Freeway", "classic")
         road = play_variant(spec, "Freeway", protocol, 60).frames[6:, 0, 22:185]
@@ -209,17 +190,17 @@ def test_the_cars_of_freeway_stop() -> None:
     assert len(moving_columns("")) > 100
 
 
-def test_the_oxygen_of_seaquest_lasts() -> None:
+def test_the_oxygen_of_seaquest_lasts():
     protocol = atari.protocol("Seaquest", "classic")
 
-    def oxygen(spec: str) -> set[int]:
+    def oxygen(spec):
         return set(play_variant(spec, "Seaquest", protocol, 90).memory[1:, 102].tolist())
 
     assert oxygen("ram:seaquest-air") <= {63, 64}
     assert len(oxygen("")) > 9
 
 
-def test_space_invaders_without_shields() -> None:
+def test_space_invaders_without_shields():
     protocol = atari.protocol("SpaceInvaders", "classic")
     native = play_native("SpaceInvaders", protocol, 150)
     variant = play_variant("ram:spaceinvaders-unshielded", "SpaceInvaders", protocol, 150)
@@ -230,18 +211,18 @@ def test_space_invaders_without_shields() -> None:
     assert "rewards" in differences(variant, native)
 
 
-def show(spec: str, frame: NDArray[np.uint8], seed: int = 3, step: int = 0) -> NDArray[np.uint8]:
+def show(spec, frame, seed=3, step=0):
     return parse_variant(spec, "Pong")._show(frame, seed, step)
 
 
 @pytest.fixture(scope="module")
-def frame() -> NDArray[np.uint8]:
+def frame():
     """Pixels of 40 colors."""
     colors = np.random.default_rng(0).integers(0, 256, (40, 3)).astype(np.uint8)
     return colors[np.random.default_rng(1).integers(40, size=(210, 160))]
 
 
-def test_looks_map_colors_in_their_order(frame: NDArray[np.uint8]) -> None:
+def test_looks_map_colors_in_their_order(frame):
     np.testing.assert_array_equal(show("look:invert", frame), 255 - frame)
     np.testing.assert_array_equal(show("look:dim=0.5", frame), (frame * 0.5).round())
     gray = show("look:grey", frame)
@@ -254,7 +235,7 @@ def test_looks_map_colors_in_their_order(frame: NDArray[np.uint8]) -> None:
     assert (inverted_then_dim != show("look:dim=0.5+look:invert", frame)).any()
 
 
-def test_a_palette_keeps_colors_distinct(frame: NDArray[np.uint8]) -> None:
+def test_a_palette_keeps_colors_distinct(frame):
     mapped = show("look:palette=7", frame)
     pairs = np.concatenate([frame, mapped], axis=-1).reshape(-1, 6)
     count = len(np.unique(frame.reshape(-1, 3), axis=0))
@@ -263,7 +244,7 @@ def test_a_palette_keeps_colors_distinct(frame: NDArray[np.uint8]) -> None:
     assert (mapped != show("look:palette=8", frame)).any()
 
 
-def test_distortions_are_as_strong_as_asked(frame: NDArray[np.uint8]) -> None:
+def test_distortions_are_as_strong_as_asked(frame):
     gray = np.full_like(frame, 128)
     noise = show("noise=0.1", gray).astype(float) - 128
     assert abs(noise.mean()) < 0.5 and noise.std() == pytest.approx(25.5, rel=0.02)
@@ -276,15 +257,15 @@ def test_distortions_are_as_strong_as_asked(frame: NDArray[np.uint8]) -> None:
 
 
 @pytest.mark.parametrize("spec", ["noise=0.1", "occlude=16", "flicker=0.5"])
-def test_distortions_follow_from_seed_and_step(spec: str, frame: NDArray[np.uint8]) -> None:
-    def distort(seed: int) -> list[bytes]:
+def test_distortions_follow_from_seed_and_step(spec, frame):
+    def distort(seed):
         return [show(spec, frame, seed, step).tobytes() for step in range(12)]
 
     assert distort(3) == distort(3) != distort(4)
     assert len(set(distort(3))) > 1
 
 
-def test_noise_does_not_depend_on_the_number_of_environments() -> None:
+def test_noise_does_not_depend_on_the_number_of_environments():
     protocol = atari.protocol("Pong", "v5")
     two, one = (play_variant("noise=0.1", "Pong", protocol, 9, seed=5, envs=n) for n in (2, 1))
     np.testing.assert_array_equal(two.frames[0, 0], one.frames[0, 0])
@@ -317,13 +298,13 @@ def test_noise_does_not_depend_on_the_number_of_environments() -> None:
         ("ram:breakout-p0-b0", "Pong has ram:pong-lazy"),
     ],
 )
-def test_unknown_parts_and_numbers_out_of_range_are_refused(spec: str, message: str) -> None:
+def test_unknown_parts_and_numbers_out_of_range_are_refused(spec, message):
     with pytest.raises(UsageError) as error:
         parse_variant(spec, "Pong")
     assert message in str(error.value)
 
 
-def test_changes_of_the_same_memory_are_refused() -> None:
+def test_changes_of_the_same_memory_are_refused():
     with pytest.raises(UsageError, match="the same memory"):
         parse_variant("ram:breakout-p0-b1+ram:breakout-p2-b1", "Breakout")
     both = parse_variant("ram:freeway-black+ram:freeway-stopped", "Freeway")

@@ -1,11 +1,5 @@
 """Taking over weights from a run whose models are others: added, dropped, or in another order."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
@@ -26,13 +20,7 @@ OPEN = [name for name in FUSIONS if can_lose(name)]
 CONTEXT = "clip-3"
 
 
-def network(
-    models: Sequence[str],
-    name: str = "wsa",
-    context: str | None = None,
-    seed: int = 0,
-    **options: Any,
-) -> QNetwork:
+def network(models, name="wsa", context=None, seed=0, **options):
     torch.manual_seed(seed)
     keys = inputs_of(models, context)
     inputs = Inputs(
@@ -47,18 +35,16 @@ def network(
     return built
 
 
-def inputs_of(models: Sequence[str], context: str | None) -> list[str]:
+def inputs_of(models, context):
     return [*models, *([context] if context and context not in models else [])]
 
 
-def take_over(
-    old: QNetwork, before: list[str], new: Any, models: list[str], folder: Path
-) -> list[str]:
+def take_over(old, before, new, models, folder):
     path = checkpoint.save(folder / "checkpoints", 5, {"online": old})
     return transfer(new, new.torso, models, path, before)
 
 
-def stacks(models: Sequence[str]) -> dict[str, torch.Tensor]:
+def stacks(models):
     torch.manual_seed(9)
     frames = {
         key: torch.randn(6, 2, int(torch.tensor(shape[1:]).prod())) for key, shape in SHAPES.items()
@@ -66,7 +52,7 @@ def stacks(models: Sequence[str]) -> dict[str, torch.Tensor]:
     return {key: frames[key] for key in models}
 
 
-def side_by_side(models: Sequence[str]) -> torch.Tensor:
+def side_by_side(models):
     return torch.cat(list(stacks(models).values()), dim=2)
 
 
@@ -80,9 +66,7 @@ def side_by_side(models: Sequence[str]) -> torch.Tensor:
     ],
 )
 @pytest.mark.parametrize("preset", ["default", "thesis", "paper"])
-def test_an_added_model_changes_nothing_while_it_is_masked(
-    tmp_path: Path, name: str, context: str | None, preset: str
-) -> None:
+def test_an_added_model_changes_nothing_while_it_is_masked(tmp_path, name, context, preset):
     before, after = ["vit-1", "map-2"], ["vit-1", "map-2", "dino-4"]
     old = network(before, name, context, preset=preset)
     new = network(after, name, context, seed=1, preset=preset)
@@ -99,7 +83,7 @@ def test_an_added_model_changes_nothing_while_it_is_masked(
 
 
 @pytest.mark.parametrize("name", OPEN)
-def test_dropping_a_model_equals_masking_it(tmp_path: Path, name: str) -> None:
+def test_dropping_a_model_equals_masking_it(tmp_path, name):
     before, after = ["vit-1", "map-2", "dino-4"], ["vit-1", "dino-4"]
     old, new = network(before, name), network(after, name, seed=1)
     assert take_over(old, before, new, after, tmp_path) == []
@@ -107,7 +91,7 @@ def test_dropping_a_model_equals_masking_it(tmp_path: Path, name: str) -> None:
     assert torch.equal(new(side_by_side(after))[0], expected)
 
 
-def test_models_may_change_their_order(tmp_path: Path) -> None:
+def test_models_may_change_their_order(tmp_path):
     before, after = ["vit-1", "dino-4"], ["dino-4", "vit-1"]
     old, new = network(before), network(after, seed=1)
     assert take_over(old, before, new, after, tmp_path) == []
@@ -118,7 +102,7 @@ def test_models_may_change_their_order(tmp_path: Path) -> None:
     torch.testing.assert_close(turned.flip(1), weights)
 
 
-def test_a_masked_model_has_no_weight() -> None:
+def test_a_masked_model_has_no_weight():
     built = network(["vit-1", "map-2", "dino-4"])
     weights = built(side_by_side(["vit-1", "map-2", "dino-4"]), [True, False, True])[1]
     assert weights is not None
@@ -126,7 +110,7 @@ def test_a_masked_model_has_no_weight() -> None:
     assert (weights[:, 1] == 0).all()
 
 
-def test_a_head_of_another_kind_starts_from_new_weights(tmp_path: Path) -> None:
+def test_a_head_of_another_kind_starts_from_new_weights(tmp_path):
     old = network(["vit-1"])
     new = ActorCritic(
         old.torso.inputs, 3, NetworkConfig(make_fusion_config(size=16), frame_stack=2)
@@ -137,7 +121,7 @@ def test_a_head_of_another_kind_starts_from_new_weights(tmp_path: Path) -> None:
     assert torch.equal(new.torso(given)[0], old.torso(given)[0])
 
 
-def test_a_network_of_another_size_is_refused(tmp_path: Path) -> None:
+def test_a_network_of_another_size_is_refused(tmp_path):
     bigger = QNetwork(
         network(["vit-1"]).torso.inputs,
         4,
@@ -147,7 +131,7 @@ def test_a_network_of_another_size_is_refused(tmp_path: Path) -> None:
         take_over(network(["vit-1"]), ["vit-1"], bigger, ["vit-1"], tmp_path)
 
 
-def test_models_are_added_and_dropped() -> None:
+def test_models_are_added_and_dropped():
     models = ["vit-000000000001", "vit-000000000002", "clip-000000000003"]
     assert change_models(models, [], {models[2]}, "wsa") == models[:2]
     assert change_models(models, ["dino-000000000004"], {models[0]}, "wsa") == [
@@ -164,7 +148,7 @@ def test_models_are_added_and_dropped() -> None:
             change_models(models, add, drop, "wsa")
 
 
-def test_a_model_to_drop_is_named_by_key_or_alias(tmp_path: Path) -> None:
+def test_a_model_to_drop_is_named_by_key_or_alias(tmp_path):
     models = ["vit-000000000001", "vit-000000000002", "clip-000000000003"]
     store = Snapshot(open_store(str(tmp_path / "store"), create=True), {})
     assert named_model(models, store, "clip", "--drop") == models[2]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,9 +28,9 @@ from wsa.learn.runs.folder import begin
 from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.store.format.windows import episode_starts, window_rows
-from wsa.store.objects.flat_map import ROW, FlatMap, materialise
+from wsa.store.objects.flat_map import ROW, materialise
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 DEPTH = 3
 STEPS = 72
@@ -41,7 +38,7 @@ ALIASES = ("stacked4", "test_vit_r160_in1k", "stacked2")
 
 
 @pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory, stacked: Callable[..., Any]) -> Snapshot:
+def snapshot(tmp_path_factory, stacked):
     """A little Breakout, cut inside of episodes, by models of four, of one, and of two frames."""
     backend = open_store(str(tmp_path_factory.mktemp("windows") / "store"), create=True)
     protocol = atari.protocol("Breakout", "classic", max_steps=20)
@@ -53,7 +50,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory, stacked: Callable[..., An
 
 
 @pytest.fixture(scope="module")
-def flat(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> FlatMap:
+def flat(snapshot, tmp_path_factory):
     """The models in an order in which windows and single frames alternate."""
     keys = [key for a in ALIASES for key in snapshot.models if key.startswith(f"{a}-")]
     flat = materialise(snapshot, "Breakout", keys, tmp_path_factory.mktemp("cache"))
@@ -61,7 +58,7 @@ def flat(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> FlatMa
     return flat
 
 
-def stored_states(snapshot: Snapshot, flat: FlatMap) -> dict[int, list[NDArray[Any]]]:
+def stored_states(snapshot, flat):
     """Each model's embeddings of the state at a row of the flat map, read from the store itself."""
     states: dict[int, list[NDArray[Any]]] = {}
     begin = 0
@@ -79,7 +76,7 @@ def stored_states(snapshot: Snapshot, flat: FlatMap) -> dict[int, list[NDArray[A
     return states
 
 
-def split(flat: FlatMap, state: torch.Tensor) -> list[NDArray[Any]]:
+def split(flat, state):
     """What a network reads of a state (k, width), model by model."""
     return [
         state[:, place].numpy()[-1 if window > 1 else 0 :]
@@ -87,14 +84,12 @@ def split(flat: FlatMap, state: torch.Tensor) -> list[NDArray[Any]]:
     ]
 
 
-def assert_same_bits(state: list[NDArray[Any]], expected: list[NDArray[Any]]) -> None:
+def assert_same_bits(state, expected):
     assert [part.tobytes() for part in state] == [part.tobytes() for part in expected]
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_batches_hold_what_each_model_gave_for_the_state(
-    n_step: int, snapshot: Snapshot, flat: FlatMap
-) -> None:
+def test_batches_hold_what_each_model_gave_for_the_state(n_step, snapshot, flat):
     states = stored_states(snapshot, flat)
     batches = OfflineBatches(flat, DEPTH, 8, seed=0, n_step=n_step, gamma=0.9)
     for rows in np.array_split(flat.steps, 9):
@@ -107,7 +102,7 @@ def test_batches_hold_what_each_model_gave_for_the_state(
                 assert_same_bits(following, states[int(row + lengths[at])])
 
 
-def test_a_stack_holds_a_window_only_where_a_state_ends(flat: FlatMap) -> None:
+def test_a_stack_holds_a_window_only_where_a_state_ends(flat):
     rows = StateRows(flat)
     for length, end in ((4, 3), (2, 0), (4, 1)):
         frames = flat.stack(flat.steps[:5], length)
@@ -118,7 +113,7 @@ def test_a_stack_holds_a_window_only_where_a_state_ends(flat: FlatMap) -> None:
             assert filled.tolist() == [window == 1 or at == end for at in range(length)]
 
 
-def test_moments_are_those_of_the_steps(snapshot: Snapshot, flat: FlatMap) -> None:
+def test_moments_are_those_of_the_steps(snapshot, flat):
     states = stored_states(snapshot, flat)
     embeddings = np.stack(
         [np.concatenate([part[-1] for part in states[int(row)]]) for row in flat.steps]
@@ -134,7 +129,7 @@ def test_moments_are_those_of_the_steps(snapshot: Snapshot, flat: FlatMap) -> No
         )
 
 
-def test_live_states_equal_cached_ones(snapshot: Snapshot, flat: FlatMap) -> None:
+def test_live_states_equal_cached_ones(snapshot, flat):
     states = stored_states(snapshot, flat)
     live = LiveEncoder(flat, [])
     stacks = LiveStacks(live, 2, DEPTH)
@@ -155,9 +150,7 @@ def test_live_states_equal_cached_ones(snapshot: Snapshot, flat: FlatMap) -> Non
 
 @pytest.mark.variants
 @pytest.mark.parametrize("context", ["mean", "stacked2"])
-def test_a_run_learns_from_windows_and_plays_with_them(
-    context: str, snapshot: Snapshot, tmp_path: Path
-) -> None:
+def test_a_run_learns_from_windows_and_plays_with_them(context, snapshot, tmp_path):
     small = CQLConfig(updates=30, batch_size=8, log_frequency=10, save_frequency=20)
     chosen = ALIASES if context == "mean" else ALIASES[:2]  # The context may be none of them.
     config = make_offline(
@@ -183,7 +176,7 @@ def test_a_run_learns_from_windows_and_plays_with_them(
     assert live.passes == live.frames - live.found - live.remembered
 
 
-def test_windows_of_recorded_segments_are_those_of_the_uncut_game(kit: ModuleType) -> None:
+def test_windows_of_recorded_segments_are_those_of_the_uncut_game(kit):
     lengths = [1, 2, 3, 5]
     frames = [f"{e}:{i}" for e, n in enumerate(lengths) for i in range(n + 1)]
     total = sum(lengths)

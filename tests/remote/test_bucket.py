@@ -1,7 +1,5 @@
 """A bucket is a backend like any other, and its errors say what to check."""
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import os

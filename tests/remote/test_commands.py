@@ -1,18 +1,14 @@
 """P22: commands from nothing to a trained run work on a bucket, and write no secret anywhere."""
 
-from __future__ import annotations
-
-import contextlib
-import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import command_kit
 import pytest
 
-from wsa.cli import main
 from wsa.store.common.errors import redact
 from wsa.store.objects.root import open_store
 from wsa.store.objects.writer import command_line
@@ -40,13 +36,11 @@ def wsa(outputs, environment, tmp_path, url):
     environment.setenv("AWS_SESSION_TOKEN", TOKEN)
 
     def command(*arguments, expected=0):
-        out, err = io.StringIO(), io.StringIO()
         environment.setattr(sys, "argv", ["wsa", *arguments])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(arguments)
-        outputs.append(out.getvalue() + err.getvalue())
+        code, out, err = command_kit.run(*arguments)
+        outputs.append(out + err)
         assert code == expected, outputs[-1]
-        return out.getvalue() if not code else err.getvalue()
+        return err if code else out
 
     return command
 

@@ -1,7 +1,5 @@
 """P11: a failing bucket causes no false conflict and no lost or double commit, and wsa gives up."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import time
@@ -240,9 +238,7 @@ def test_a_minute_of_throttling_is_survived(url, faulty, backend, kit, environme
         for last in range(1, 40, 7)
     ],
 )
-def test_a_bucket_that_stops_answering_loses_nothing(
-    url, faulty, backend, kit, environment, fault, last
-):
+def test_a_bucket_that_is_silent_loses_nothing(url, faulty, backend, kit, environment, fault, last):
     """From request `last` on nothing is answered, though perhaps done; later the bucket recovers."""
     store = open_store(url, create=True)
     environment.setenv("WSA_RETRY_S", "0.1")

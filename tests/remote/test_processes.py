@@ -1,7 +1,5 @@
 """P1, P3 on a bucket: processes write the same objects, and some are killed."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
@@ -58,7 +56,7 @@ def test_killed_writers_lose_nothing_committed(crowd, url, backend, kit, kills):
     for _ in range(kills):
         child = crowd.start("write_all", url, numbers, ALIASES)
         child.wait_for(rng.randrange(1, 24), 20)
-        child.kill()
+        child.process.kill()
         crowd.wait(child)
         promised |= {line.rsplit(" ", 1)[0] for line in child.said()}
         assert promised <= take_snapshot(backend).commits.keys()

@@ -1,14 +1,10 @@
 """Labs share objects through a bucket: what one pushes, another pulls."""
 
-from __future__ import annotations
-
-import contextlib
-import io
 import json
 
+import command_kit
 import pytest
 
-from wsa.cli import main
 from wsa.store.exchange import sync
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store
@@ -31,11 +27,9 @@ def lab(store, kit):
 
 def run(*arguments):
     """Run wsa with --json; its exit code and output."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([*map(str, arguments), "--json"])
-    assert out.getvalue(), err.getvalue()
-    return code, json.loads(out.getvalue())
+    code, out, err = command_kit.run(*arguments, "--json")
+    assert out, err
+    return code, json.loads(out)
 
 
 def hold_the_same(one, other):

@@ -1,7 +1,5 @@
 """`wsa encode --watch` on a bucket: two services, an outage, and wrong credentials."""
 
-from __future__ import annotations
-
 import pytest
 
 from wsa.encode.service.heartbeat import read_heartbeats
@@ -9,7 +7,6 @@ from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import take_snapshot
 
 RESNET = "timm:test_resnet:random"
-BOTH = f"{RESNET},timm:test_vit:random"
 
 
 def encoded(backend, models):
@@ -26,22 +23,6 @@ def check(backend, models):
         assert sum(e.passes for e in snapshot.embeddings(model=key)) == len(digests)
     assert verify(backend).damage == ()
     assert [*backend.list("services"), *backend.list("claims")] == []
-
-
-@pytest.mark.slow
-def test_two_services_make_each_pass_once(faulty, bucket_store, backend, url, kit, service):
-    both = [service("--store", url, "--models", BOTH) for _ in range(2)]
-    for one in both:
-        one.until_said("waiting: everything is encoded")
-    for number in range(6):
-        kit.add_segment(backend, number)
-        kit.add_segment(backend, number, game="Breakout")
-    both[0].until(lambda: encoded(backend, 2))
-    for one in both:
-        one.until(lambda one=one: "waiting" in one.said.splitlines()[-1])
-    assert sum("passes made" in one.said for one in both) == 2, "both did some of the work"
-    assert [one.end() for one in both] == [143, 143]
-    check(backend, 2)
 
 
 @pytest.mark.slow

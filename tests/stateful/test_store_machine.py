@@ -1,7 +1,5 @@
 """P5, P6, P18: after any operations and faults, a store equals its model or names what is damaged."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """Every backend passes the conformance suite; `MemoryBackend` is the model for the others."""
 
-from __future__ import annotations
-
 import pytest
 
 from wsa.store.backends.local import LocalBackend

@@ -1,7 +1,5 @@
 """P9: the size that a chunk decodes to is checked before anything is decoded."""
 
-from __future__ import annotations
-
 import json
 
 import google_crc32c

@@ -1,7 +1,5 @@
 """A local cache of records saves reading them again, and is never trusted."""
 
-from __future__ import annotations
-
 import sqlite3
 import time
 
@@ -246,7 +244,7 @@ def test_processes_share_a_cache(kit, template, on_disk, cache, nursery):
 
 
 def test_a_store_is_read_without_a_folder_for_the_cache(many, monkeypatch):
-    def fail(*_: object) -> None:
+    def fail(*_):
         raise RuntimeError("could not determine the home directory")
 
     monkeypatch.delenv("WSA_CACHE")

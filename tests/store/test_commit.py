@@ -1,7 +1,5 @@
 """Writer and reader: what a snapshot shows, what is refused, and what a record says."""
 
-from __future__ import annotations
-
 import getpass
 import os
 import sys
@@ -337,9 +335,7 @@ def test_a_store_that_cannot_be_listed_does_not_look_empty(on_disk, kit, monkeyp
         take_snapshot(on_disk)
 
 
-def test_a_commit_flushes_each_file_and_folder_once_and_writes_no_byte_twice(
-    on_disk, kit, monkeypatch
-):
+def test_a_commit_flushes_each_file_once_and_writes_no_byte_twice(on_disk, kit, monkeypatch):
     """Three files, the folders they appear in, and new folders: nine flushes."""
     key = kit.key()
     meta, _ = kit.add_segment(on_disk)
@@ -352,7 +348,7 @@ def test_a_commit_flushes_each_file_and_folder_once_and_writes_no_byte_twice(
     )
     write = atomic_files._write
 
-    def watched(path: Path, data: bytes, root: Path | None = None) -> None:
+    def watched(path, data, root=None):
         written.append(len(data))
         write(path, data, root)
 

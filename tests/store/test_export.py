@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import dask.array
@@ -14,12 +12,11 @@ import numpy as np
 import pytest
 import xarray
 import zarr
-from numpy.typing import NDArray
 
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError
 from wsa.store.exchange import export as columns
-from wsa.store.exchange.export import ExportPlan, export, plan_export
+from wsa.store.exchange.export import export, plan_export
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.testing.faults import MemoryBackend
 
@@ -27,7 +24,7 @@ RUN_B = "ba9876543210"
 
 
 @pytest.fixture(scope="module")
-def template(kit: ModuleType) -> MemoryBackend:
+def template(kit):
     """A run of three consecutive segments, one of which begins inside an episode; an environment
     whose first segment is missing; another run. Two models, one with float32 in one segment."""
     store = MemoryBackend()
@@ -49,28 +46,28 @@ def template(kit: ModuleType) -> MemoryBackend:
 
 
 @pytest.fixture
-def store(template: MemoryBackend) -> MemoryBackend:
+def store(template):
     copy = MemoryBackend(template.url)
     copy.files = dict(template.files)
     return copy
 
 
 @pytest.fixture
-def snapshot(store: MemoryBackend) -> Snapshot:
+def snapshot(store):
     return take_snapshot(store)
 
 
-def export_all(snapshot: Snapshot, kit: ModuleType, path: Path, **options: Any) -> ExportPlan:
+def export_all(snapshot, kit, path, **options):
     plan = plan_export(snapshot, kit.GAME, [kit.key("vit"), kit.key("cnn")], **options)
     export(snapshot, plan, path)
     return plan
 
 
-def in_order(snapshot: Snapshot, kit: ModuleType) -> list[Any]:
+def in_order(snapshot, kit):
     return sorted(snapshot.segments(kit.GAME), key=lambda m: (m.run, m.env, m.start))
 
 
-def concatenate(snapshot: Snapshot, kit: ModuleType, read: Any) -> NDArray[Any]:
+def concatenate(snapshot, kit, read):
     return np.concatenate([read(meta) for meta in in_order(snapshot, kit)])
 
 
@@ -166,10 +163,10 @@ def test_attributes_state_the_origin(kit, snapshot, tmp_path):
 def test_columns_are_written_in_whole_chunks(kit, snapshot, tmp_path, monkeypatch):
     export_all(snapshot, kit, tmp_path / "large", pictures=True)
     monkeypatch.setattr(columns, "CHUNK_BYTES", 64)
-    written: list[tuple[int, int]] = []
+    written = []
     put = columns.Column._put
 
-    def watched(self: columns.Column, rows: NDArray[Any]) -> None:
+    def watched(self, rows):
         written.append((self.count % self._chunk, len(rows) % self._chunk))
         put(self, rows)
 

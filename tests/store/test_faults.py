@@ -1,7 +1,5 @@
 """`FaultyBackend` does what its table says; other tests rely on it."""
 
-from __future__ import annotations
-
 import pytest
 
 from wsa.store.common.errors import StorageError

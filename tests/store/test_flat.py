@@ -1,7 +1,5 @@
 """Flat maps: copies of a game's rows and embeddings in the cache, memory-mapped, equal to the store."""
 
-from __future__ import annotations
-
 import errno
 import os
 import random
@@ -190,9 +188,7 @@ def test_new_segments_are_appended(store, kit, models, tmp_path):
     check_map(flat_map.materialise(early, "Pong", models, cache), early, models)
 
 
-def test_a_complete_map_is_opened_without_reading_or_writing(
-    store, kit, models, tmp_path, monkeypatch
-):
+def test_a_complete_map_opens_without_reads_or_writes(store, kit, models, tmp_path, monkeypatch):
     def stamps():
         files = folder_of(tmp_path).iterdir()
         return {file.name: file.stat().st_mtime_ns for file in files if file.name != "lock"}
@@ -262,9 +258,7 @@ def test_one_float32_segment_makes_the_map_float32(store, kit, models, tmp_path)
 @pytest.mark.parametrize(
     ("first", "word"), [({"shape": (4,)}, "lite0"), ({"window": 2}, "windows")]
 )
-def test_embeddings_of_several_shapes_or_windows_are_a_conflict(
-    store, kit, models, tmp_path, first, word
-):
+def test_embeddings_of_two_shapes_or_windows_conflict(store, kit, models, tmp_path, first, word):
     fill(store, kit, range(2))
     fill(store, kit, [2], first=first)
     with pytest.raises(ConflictError, match=word) as conflict:
@@ -401,7 +395,7 @@ def test_a_map_of_a_killed_process_is_completed(on_disk, kit, tmp_path, nursery)
         child = nursery.start("materialise", on_disk.url, ALIASES, str(cache), 0.01)
         child.wait_for(1 + turn % 2, 2.0)  # Times out if an earlier process finished the map.
         time.sleep(rng.random() * 0.015)
-        child.kill()
+        child.process.kill()
         killed += nursery.wait(child) == [-9]
         if turn == 2:
             check_map(materialize(on_disk, models, cache), take_snapshot(on_disk), models)

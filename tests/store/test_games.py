@@ -1,7 +1,5 @@
 """Names of games are understood as users type them."""
 
-from __future__ import annotations
-
 import pytest
 
 from wsa import cli

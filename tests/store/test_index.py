@@ -1,7 +1,5 @@
 """The index of digests finds the first row of each digest."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +23,7 @@ def to_array(digests):
 
 @given(DIGESTS, DIGESTS)
 def test_an_index_equals_a_dictionary_of_first_rows(stored, queries):
-    model: dict[bytes, int] = {}
+    model = {}
     for row, digest in enumerate(stored):
         model.setdefault(digest, row)
     index = DigestIndex(to_array(stored))

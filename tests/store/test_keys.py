@@ -1,7 +1,5 @@
 """Hashes: equal values have equal names, and different values different ones."""
 
-from __future__ import annotations
-
 import json
 
 import hypothesis.extra.numpy as hnp

@@ -1,7 +1,5 @@
 """Files of writers that died, lost a race, or were refused: they do no harm, and most disappear."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest
@@ -13,7 +11,7 @@ from wsa.store.format.records import ModelMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.testing import FaultyBackend, Work, unnamed
+from wsa.store.testing import FaultyBackend, Killed, Work, unnamed
 
 
 @pytest.fixture
@@ -24,8 +22,8 @@ def store(in_memory):
 @pytest.mark.parametrize("puts", [0, 1, 5, 6, 13, 24])
 def test_the_next_writer_completes_beside_the_files_of_a_dead_one(store, kit, puts):
     meta, arrays = kit.remember(0)
-    with pytest.raises(KeyboardInterrupt):
-        writer.commit_segment(kit.Dying(store, puts), meta, arrays)
+    with pytest.raises(Killed):
+        writer.commit_segment(FaultyBackend(store, {("put_new", puts): "kill"}), meta, arrays)
     dead = {path: store.get(path) for path in unnamed(store)}
     assert len(dead) == puts - 6 * (puts >= 6), "the first six puts commit the frames"
     assert writer.commit_segment(store, meta, arrays)

@@ -1,7 +1,5 @@
 """A store in a folder: nothing leads out of it, and a failing disk is an error."""
 
-from __future__ import annotations
-
 import errno
 import os
 

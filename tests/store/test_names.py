@@ -1,7 +1,5 @@
 """P8: names have one grammar, and no name outside it becomes a path."""
 
-from __future__ import annotations
-
 import unicodedata
 from pathlib import Path
 
@@ -57,7 +55,7 @@ def test_each_grammar_accepts_only_its_own_names():
                     parse(name)
 
 
-def is_device(name: str) -> bool:
+def is_device(name):
     """Whether Windows reserves the name."""
     stem = name.lower()
     return stem in {"con", "prn", "aux", "nul"} or (

@@ -1,7 +1,5 @@
 """Publishing a file: it appears whole and flushed under its name, once, or not at all."""
 
-from __future__ import annotations
-
 import errno
 import os
 import time
@@ -27,11 +25,11 @@ KINDS = {
 }
 
 
-def list_files(root: Path) -> list[str]:
+def list_files(root):
     return sorted(entry.path for entry in LocalBackend(root).list(""))
 
 
-def make_fail(monkeypatch, call: str, code: int) -> None:
+def make_fail(monkeypatch, call, code):
     """Let a call fail from now on."""
     owner, name = (Path, call) if call in ("open", "mkdir") else (os, call)
     if call == "write":

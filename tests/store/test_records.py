@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -277,13 +276,6 @@ def test_other_content_is_refused(data):
     assert len(str(damaged.value)) < 1000
 
 
-def test_noise_is_refused():
-    rng = random.Random(1)
-    for _ in range(200):
-        with pytest.raises(DamagedError):
-            records.read_commit(rng.randbytes(rng.randrange(200)), "commits/00/00.json")
-
-
 def test_a_record_prints_as_plain_json(fake_segment):
     plain = msgspec.to_builtins(commit_of(fake_segment()[0]))
     assert json.loads(json.dumps(plain))["meta"]["game"] == "Pong"
@@ -298,7 +290,7 @@ def test_only_one_thread_makes_the_decoder_of_a_type(monkeypatch):
     at_once, most = 0, 0
     real = msgspec.json.Decoder
 
-    def counted(kind: Any) -> Any:
+    def counted(kind):
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)

@@ -1,7 +1,5 @@
 """`verify --repair` takes damaged objects out, keeps every byte, and says how to make them again."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -1,7 +1,5 @@
 """Starting and opening a store: `wsa.json` is written once, and nothing else counts as a store."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,21 +1,16 @@
 """A store shared by a group: permissions follow its root, and a missing one is reported first."""
 
-from __future__ import annotations
-
 import json
 import os
 import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from wsa.cli import main
-from wsa.store.backends.base import Backend
 from wsa.store.common.errors import StorageError
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store, require_writable
@@ -26,10 +21,10 @@ OWNER, COLLEAGUE, STRANGER, GROUP = 41001, 41002, 41003, 42000
 
 
 @pytest.fixture
-def segment(fake_segment: Any) -> Callable[[Backend], None]:
+def segment(fake_segment):
     """Commits a segment."""
 
-    def commit(backend: Backend) -> None:
+    def commit(backend):
         meta, arrays = fake_segment()
         commit_segment(backend, meta, arrays)
 
@@ -37,15 +32,15 @@ def segment(fake_segment: Any) -> Callable[[Backend], None]:
 
 
 @pytest.fixture
-def umask() -> Iterator[Callable[[int], int]]:
+def umask():
     before = os.umask(0o022)
     yield os.umask
     os.umask(before)
 
 
-def modes(root: Path) -> tuple[set[int], set[int]]:
+def modes(root):
     """Permissions of the folders and of the files in a store."""
-    folders_and_files: tuple[set[int], set[int]] = (set(), set())
+    folders_and_files = (set(), set())
     for path in root.rglob("*"):
         mode = stat.S_IMODE(path.stat().st_mode)
         folders_and_files[0 if path.is_dir() else 1].add(mode)
@@ -64,12 +59,12 @@ def test_new_files_get_the_permissions_of_the_root(mode, mask, tmp_path, segment
     assert modes(root) == ({mode}, {mode & 0o666})
 
 
-def run_as(user: int, groups: list[int], *arguments: object) -> subprocess.CompletedProcess[str]:
+def run_as(user, groups, *arguments):
     """Run wsa as a user with umask 077 and no home."""
     return python_as(user, groups, "-m", "wsa.cli", *arguments)
 
 
-def python_as(user: int, groups: list[int], *arguments: object) -> subprocess.CompletedProcess[str]:
+def python_as(user, groups, *arguments):
     """Run this interpreter as a user with umask 077 and no home."""
     who = ["setpriv", f"--reuid={user}", f"--regid={user}"]
     who += [f"--groups={','.join(map(str, groups))}"] if groups else ["--clear-groups"]
@@ -82,7 +77,7 @@ def python_as(user: int, groups: list[int], *arguments: object) -> subprocess.Co
 
 
 @pytest.fixture
-def lab() -> Iterator[Path]:
+def lab():
     """A folder of a user and a group; not in `tmp_path`, which others may not enter."""
     with tempfile.TemporaryDirectory(prefix="wsa-lab-") as folder:
         Path(folder).chmod(0o755)
@@ -93,7 +88,7 @@ def lab() -> Iterator[Path]:
         yield root
 
 
-def _require_other_users(root: Path) -> None:
+def _require_other_users(root):
     if python_as(STRANGER, [], "-c", f"import os, wsa.cli; os.stat({str(root)!r})").returncode:
         pytest.skip(
             "other users cannot reach this interpreter or its files, or there is no setpriv"

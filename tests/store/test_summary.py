@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -29,14 +28,14 @@ from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.objects.writer import commit_embedding, commit_model, commit_segment
 
 
-def make_spec(alias: str) -> ModelSpec:
+def make_spec(alias):
     preprocessing = Preprocessing("squash", 8, 8, "bicubic", (0.0,) * 3, (1.0,) * 3)
     identity = Identity(alias, "", True, preprocessing, "pooled", "", 1, "fp32")
     return ModelSpec(alias, alias, identity, (4,), "random", "", 0.0, {})
 
 
 @pytest.fixture(scope="module")
-def snapshot(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+def snapshot(kit, tmp_path_factory):
     """Three segments of Pong in two protocols, and one of Breakout.
 
     The first model has encoded all of Pong, the second has not encoded the last segment.
@@ -69,16 +68,16 @@ def snapshot(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Snaps
     return take_snapshot(store)
 
 
-def count_bytes(folder: Path) -> int:
+def count_bytes(folder):
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def leave_out(snapshot: Snapshot, path: str) -> Snapshot:
+def leave_out(snapshot, path):
     commits = {p: commit for p, commit in snapshot.commits.items() if p != path}
     return Snapshot(snapshot.backend, commits)
 
 
-def test_the_summary_of_a_game(kit: ModuleType, snapshot: Snapshot) -> None:
+def test_the_summary_of_a_game(kit, snapshot):
     summary = summarise(snapshot, kit.GAME)
     folder = Path(snapshot.backend.url) / "games" / kit.GAME
     assert (summary.game, summary.segments, summary.pictured) == (kit.GAME, 3, 3)
@@ -93,9 +92,7 @@ def test_the_summary_of_a_game(kit: ModuleType, snapshot: Snapshot) -> None:
     assert summaries(snapshot) == [summarise(snapshot, game) for game in ("Breakout", kit.GAME)]
 
 
-def test_segments_without_frames_or_rows_are_not_counted(
-    kit: ModuleType, snapshot: Snapshot
-) -> None:
+def test_segments_without_frames_or_rows_are_not_counted(kit, snapshot):
     segment = snapshot.segments(kit.GAME)[1].segment
     frameless = leave_out(snapshot, names.frames_path(kit.GAME, segment))
     assert summarise(frameless, kit.GAME).pictured == 2
@@ -104,7 +101,7 @@ def test_segments_without_frames_or_rows_are_not_counted(
     assert list(summarise(rowless, kit.GAME).encoded.values()) == [2, 1]
 
 
-def test_the_card_of_a_game(kit: ModuleType, snapshot: Snapshot) -> None:
+def test_the_card_of_a_game(kit, snapshot):
     shown: dict[str, Any] = card(snapshot, kit.GAME)
     assert shown["steps"] == 33 and shown["segments"] == 3
     assert shown["screens"] == ["6 x 5"]
@@ -127,7 +124,7 @@ def test_the_card_of_a_game(kit: ModuleType, snapshot: Snapshot) -> None:
     assert msgspec.json.decode(msgspec.json.encode(shown)).keys() == shown.keys()
 
 
-def test_a_game_without_episodes_or_encoders(snapshot: Snapshot) -> None:
+def test_a_game_without_episodes_or_encoders(snapshot):
     summary = summarise(snapshot, "Breakout")
     assert (summary.episodes, summary.mean_return, summary.models) == (0, None, {})
     assert summary.embedded == 0
@@ -135,7 +132,7 @@ def test_a_game_without_episodes_or_encoders(snapshot: Snapshot) -> None:
     assert shown["policies"]["random"]["mean_return"] is None and shown["encoders"] == []
 
 
-def test_the_card_of_a_segment(kit: ModuleType, snapshot: Snapshot) -> None:
+def test_the_card_of_a_segment(kit, snapshot):
     meta = snapshot.segments(kit.GAME)[2]
     shown = segment_card(snapshot, meta.segment)
     assert (shown["game"], shown["steps"], shown["policy"]) == (kit.GAME, 12, "expert")
@@ -145,7 +142,7 @@ def test_the_card_of_a_segment(kit: ModuleType, snapshot: Snapshot) -> None:
     assert shown["embeddings"][snapshot.models[0]]["shape"] == [7, 4]
 
 
-def test_the_card_of_a_model(kit: ModuleType, snapshot: Snapshot) -> None:
+def test_the_card_of_a_model(kit, snapshot):
     root, vit = Path(snapshot.backend.url), snapshot.models[1]
     shown = model_card(snapshot, vit)
     assert shown["games"] == {kit.GAME: "2 of 3 segments"}
@@ -154,7 +151,7 @@ def test_the_card_of_a_model(kit: ModuleType, snapshot: Snapshot) -> None:
     assert shown["embedded"] == count_bytes(root / "games" / kit.GAME / "embeddings" / vit)
 
 
-def test_missing_objects_are_errors(kit: ModuleType, snapshot: Snapshot) -> None:
+def test_missing_objects_are_errors(kit, snapshot):
     for function in (summarise, card):
         with pytest.raises(MissingError, match=r"wsa collect --game Seaquest$"):
             function(snapshot, "Seaquest")
@@ -165,7 +162,7 @@ def test_missing_objects_are_errors(kit: ModuleType, snapshot: Snapshot) -> None
 
 
 @pytest.mark.parametrize("by", ["game", "policy", "model", "author"])
-def test_usage_adds_up_to_all_files(snapshot: Snapshot, by: str) -> None:
+def test_usage_adds_up_to_all_files(snapshot, by):
     root = Path(snapshot.backend.url)
     breakdown = usage(snapshot, by)
     resnet, vit = snapshot.models
@@ -197,9 +194,7 @@ def test_usage_adds_up_to_all_files(snapshot: Snapshot, by: str) -> None:
     assert (breakdown.leftovers.files, breakdown.damaged.files) == (0, 0)
 
 
-def test_usage_counts_leftovers_and_damaged_files(
-    kit: ModuleType, snapshot: Snapshot, tmp_path: Path
-) -> None:
+def test_usage_counts_leftovers_and_damaged_files(kit, snapshot, tmp_path):
     root = tmp_path / "store"
     shutil.copytree(snapshot.backend.url, root)
     segment = names.segment_path(kit.GAME, snapshot.segments(kit.GAME)[0].segment)
@@ -216,7 +211,7 @@ def test_usage_counts_leftovers_and_damaged_files(
     assert (breakdown.damaged.files, breakdown.damaged.bytes) == (2, 30)
 
 
-def test_frames_without_rows_have_no_policy(kit: ModuleType, snapshot: Snapshot) -> None:
+def test_frames_without_rows_have_no_policy(kit, snapshot):
     segment = snapshot.segments(kit.GAME)[2].segment
     shares = usage(leave_out(snapshot, names.segment_path(kit.GAME, segment)), "policy").shares
     assert {share.name for share in shares} == {"random", "(models)", "(rows not here)"}

@@ -1,7 +1,5 @@
 """P18: `sweep` removes old files that no record names or may name, and nothing else."""
 
-from __future__ import annotations
-
 import os
 import random
 import time
@@ -14,7 +12,7 @@ from wsa.store.maintenance import sweep, verify
 from wsa.store.objects import snapshot as reader
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.testing import unnamed
+from wsa.store.testing import FaultyBackend, Killed, unnamed
 
 DAY = 86400.0
 
@@ -30,14 +28,8 @@ def age(store, hours, path=""):
 def die(kit, store, segment, puts):
     """A writer of a segment dies after about so many puts; the files that no record names."""
     before = set(kit.paths(store))
-
-    class Dead(kit.Dying):
-        def __init__(self):
-            super().__init__(store, puts)
-            self.delete = lambda path: None
-
-    with pytest.raises(KeyboardInterrupt):
-        writer.commit_segment(Dead(), *segment)
+    with pytest.raises(Killed):
+        writer.commit_segment(FaultyBackend(store, {("put_new", puts): "kill"}), *segment)
     return {path for path in unnamed(store) if path.startswith("games/")} - before
 
 
@@ -198,14 +190,14 @@ def test_an_object_committed_during_the_sweep_stays(store, kit, monkeypatch, mom
     left = die(kit, store, kit.fake_segment(6), 9)
     stalled = []
 
-    class Stalling(kit.Dying):
+    class Stalling(FaultyBackend):
         def put_new(self, path, data):
             if path.startswith("commits/"):
                 stalled.append((path, data))
                 return True
             return store.put_new(path, data)
 
-    writer.commit_segment(Stalling(store, 0), meta, arrays)
+    writer.commit_segment(Stalling(store), meta, arrays)
     age(store, 48)
     real = getattr(reader, moment)
 

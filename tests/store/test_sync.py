@@ -1,29 +1,23 @@
 """A copy between stores is a union: whole, checked, resumable, and it never overwrites anything."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
-from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsa.encode.jobs.plan import make_plan
-from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, MissingError, StorageError, WsaError
 from wsa.store.exchange import sync
-from wsa.store.exchange.sync import Transfer, copy, plan_sync, saved, survey
+from wsa.store.exchange.sync import copy, plan_sync, saved, survey
 from wsa.store.format import records
 from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
 from wsa.store.objects import writer
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.testing import FaultyBackend, Killed, MemoryBackend, unnamed
 
 GAMES = ("Breakout", "Pong")
@@ -31,7 +25,7 @@ NUMBERS = (0, 1)
 ALIASES = ("lite0", "vit")
 
 
-def make_lab(kit: ModuleType, name: str) -> MemoryBackend:
+def make_lab(kit, name):
     """A store with two segments of each of two games, encoded by two models."""
     lab = MemoryBackend(f"memory://{name}", at_once=4)
     for alias in ALIASES:
@@ -45,17 +39,17 @@ def make_lab(kit: ModuleType, name: str) -> MemoryBackend:
 
 
 @pytest.fixture(scope="module")
-def labs(kit: ModuleType) -> tuple[MemoryBackend, MemoryBackend]:
+def labs(kit):
     """Two labs that did the same work independently."""
     return make_lab(kit, "ours"), make_lab(kit, "theirs")
 
 
 @pytest.fixture
-def ours(labs: tuple[MemoryBackend, MemoryBackend]) -> MemoryBackend:
+def ours(labs):
     return without_objects(labs[0])
 
 
-def without_objects(lab: MemoryBackend, lacks: Any = lambda meta: False) -> MemoryBackend:
+def without_objects(lab, lacks=lambda meta: False):
     """A copy of a store, except some objects."""
     copied = MemoryBackend(lab.url, at_once=lab.at_once)
     for commit in take_snapshot(lab).commits.values():
@@ -65,7 +59,7 @@ def without_objects(lab: MemoryBackend, lacks: Any = lambda meta: False) -> Memo
     return copied
 
 
-def first_of_pong(lab: MemoryBackend) -> MemoryBackend:
+def first_of_pong(lab):
     """One segment, and what its embeddings need."""
     return without_objects(
         lab,
@@ -76,23 +70,21 @@ def first_of_pong(lab: MemoryBackend) -> MemoryBackend:
     )
 
 
-def files(commit: records.Commit) -> list[str]:
+def files(commit):
     return [f"{commit.folder}/{file.name}" for file in commit.files]
 
 
-def sync_all(
-    source: Backend, target: Backend, *args: Any, **options: Any
-) -> tuple[Transfer, Transfer]:
+def sync_all(source, target, *args, **options):
     have = take_snapshot(source)
     plan = plan_sync(have, take_snapshot(target), *args, **options)
     return plan, copy(have, target, plan)
 
 
-def objects(backend: Backend) -> set[str]:
+def objects(backend):
     return set(take_snapshot(backend).commits)
 
 
-def check_whole(backend: Backend, lab: MemoryBackend) -> int:
+def check_whole(backend, lab):
     """Compare every object with the lab's; how many there are."""
     snapshot, expected = take_snapshot(backend), take_snapshot(lab)
     for path, commit in snapshot.commits.items():
@@ -103,7 +95,7 @@ def check_whole(backend: Backend, lab: MemoryBackend) -> int:
     return len(snapshot.commits)
 
 
-def assert_same_but_attempt(copied: records.Commit, commit: records.Commit) -> None:
+def assert_same_but_attempt(copied, commit):
     """A copy is its own attempt; author, time and files are those of the writer."""
     assert copied.attempt != commit.attempt
     same = msgspec.structs.replace(copied, attempt=commit.attempt)
@@ -112,14 +104,14 @@ def assert_same_but_attempt(copied: records.Commit, commit: records.Commit) -> N
 
 # What a store of `make_lab` may lack: frames, rows and embeddings, each of some segments.
 @st.composite
-def lacking(draw: st.DrawFn) -> Any:
+def lacking(draw):
     segments = st.sampled_from([(game, number) for game in GAMES for number in NUMBERS])
     rows = draw(st.sets(segments, max_size=3))
     frames = draw(st.sets(segments, max_size=3))
     models = draw(st.sets(st.sampled_from(ALIASES), max_size=1))
     embeddings = draw(st.sets(st.tuples(segments, st.sampled_from(ALIASES)), max_size=6))
 
-    def without(meta: records.Meta) -> bool:
+    def without(meta):
         if isinstance(meta, ModelMeta):
             return names.key_alias(meta.model) in models
         of = meta.game, int(meta.segment.split("-")[2]) // 12
@@ -235,15 +227,15 @@ def test_ctrl_c_leaves_whole_objects(ours):
     have = take_snapshot(ours)
     seen = []
 
-    def stop(commit: records.Commit) -> None:
+    def stop(commit):
         seen.append(commit)
         if len(seen) == 9:
             raise KeyboardInterrupt
 
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         copy(have, target, plan_sync(have, take_snapshot(target)), stop)
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads
     assert 9 <= check_whole(target, ours) < len(have.commits)
     sync_all(ours, target)
     assert check_whole(target, ours) == len(have.commits)
@@ -285,14 +277,14 @@ def test_two_copies_at_once_bring_each_object_once(labs):
         assert not unnamed(target), "a late copy removes its files"
 
 
-def one_of_each(snapshot: Snapshot) -> list[records.Commit]:
+def one_of_each(snapshot):
     return [
         next(c for c in snapshot.commits.values() if isinstance(c.meta, kind))
         for kind in sync.ORDER
     ]
 
 
-def depending_on(snapshot: Snapshot, commit: records.Commit) -> set[str]:
+def depending_on(snapshot, commit):
     meta = commit.meta
     if isinstance(meta, ModelMeta):
         return {records.meta_path(e) for e in snapshot.embeddings(model=meta.model)}
@@ -369,7 +361,7 @@ def test_a_damaged_record_of_the_target_stays_and_nothing_is_added_to_it(ours):
         assert target.files == before
 
 
-def other_frames(kit: ModuleType, lab: MemoryBackend, game: str = "Pong") -> MemoryBackend:
+def other_frames(kit, lab, game="Pong"):
     """The lab, but with other frames in the first segment of a game."""
     meta, arrays = kit.remember(0, game=game)
     other = without_objects(
@@ -388,7 +380,7 @@ def test_a_segment_with_other_frames_is_a_conflict_and_is_left_alone(kit, labs):
     first = kit.fake_segment(0)[0]
     path = names.segment_path("Pong", first.segment)
 
-    def lacks(meta: records.Meta) -> bool:  # Embeddings, also those of the segment; and all frames.
+    def lacks(meta):  # Embeddings, also those of the segment; and all frames.
         return isinstance(meta, EmbeddingMeta | FramesMeta)
 
     target = without_objects(labs[1], lacks)
@@ -415,7 +407,7 @@ def test_equal_frames_in_other_bytes_are_the_same_segment(kit, labs, ours, monke
     )
     whole = writer.layout.encode_group
 
-    def spaced(arrays: Any) -> dict[str, bytes]:
+    def spaced(arrays):
         packed = whole(arrays)
         return {n: d + b" " if n.endswith("zarr.json") else d for n, d in packed.items()}
 
@@ -451,22 +443,6 @@ def test_labs_with_the_same_model_share_its_passes(kit):
     assert (plan.items, plan.present) == ((), 3)
 
 
-def test_models_with_other_weights_stay_apart(kit):
-    ours, theirs = MemoryBackend("memory://ours"), MemoryBackend("memory://theirs")
-    mine, other = (names.make_model_key("vit", hashing.identity(weights)) for weights in "ab")
-    arrays = {}
-    for lab, key in ((ours, mine), (theirs, other)):
-        kit.add_model(lab, key)
-        meta, _ = kit.add_segment(lab, 0)
-        arrays[key] = kit.add_embedding(lab, meta, key)
-    sync_all(theirs, ours)
-    snapshot = take_snapshot(ours)
-    assert snapshot.models == sorted([mine, other]) == snapshot.models_of("Pong")
-    for key, array in arrays.items():
-        np.testing.assert_array_equal(snapshot.read_embedding("Pong", key, meta.segment), array)
-    assert not np.array_equal(arrays[mine], arrays[other])
-
-
 @pytest.mark.parametrize("same", [True, False])
 def test_two_models_with_one_key_and_other_files_are_compared(kit, ours, labs, same):
     key = kit.key("vit")
@@ -476,7 +452,7 @@ def test_two_models_with_one_key_and_other_files_are_compared(kit, ours, labs, s
     target = without_objects(labs[1], lambda meta: isinstance(meta, EmbeddingMeta))
     asked = []
 
-    def same_model(ours: Any, theirs: Any) -> bool:
+    def same_model(ours, theirs):
         asked.append((ours, theirs["spec.json"]))
         return same
 
@@ -540,7 +516,7 @@ def test_few_large_files_are_in_memory_at_once(ours, monkeypatch, most):
     lock = threading.Lock()
     copy_object = sync._copy_object
 
-    def watched(source: Snapshot, target: Backend, commit: Any) -> bool | str:
+    def watched(source, target, commit):
         nonlocal held, peak
         with lock:
             held += largest[commit.path]

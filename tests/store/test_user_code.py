@@ -1,7 +1,5 @@
 """A user's own module is imported only if the user typed its name."""
 
-from __future__ import annotations
-
 import pytest
 
 from wsa.store.common import user_code

@@ -1,7 +1,5 @@
 """Models that look at several frames: windows of rows, and one embedding for each row."""
 
-from __future__ import annotations
-
 import itertools
 
 import msgspec

@@ -7,7 +7,6 @@ import logging
 import signal
 import time
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,6 @@ from distributed import KilledWorker
 from wsa.encode.jobs.cluster import connect
 from wsa.learn.bench import grid, run_cell, runner
 from wsa.learn.bench.run_cell import Failure
-from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.training import interrupt
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.objects.root import open_store
@@ -27,18 +25,16 @@ from wsa.store.objects.snapshot import take_snapshot
 SETTINGS = grid.Settings({"store": "/lab/wsa"}, {"Pong": ("a", "b")})
 
 
-def options(**flags: Any) -> BenchOptions:
-    parsed: BenchOptions = command_kit.options(
-        "bench", **{"games": ("Pong",), "seeds": (1,), **flags}
-    )
+def options(**flags):
+    parsed = command_kit.options("bench", **{"games": ("Pong",), "seeds": (1,), **flags})
     return parsed
 
 
-def plan(**flags: Any) -> list[grid.Cell]:
+def plan(**flags):
     return grid.cells(options(**flags), SETTINGS)
 
 
-def test_every_game_method_and_seed_is_a_run() -> None:
+def test_every_game_method_and_seed_is_a_run():
     cells = plan(
         games=("Pong", "Breakout"), seeds=(1, 2, 1), fusions=("wsa", "single", "nature"),
         online=True, algo="ppo",
@@ -56,7 +52,7 @@ def test_every_game_method_and_seed_is_a_run() -> None:
     assert str(cells[0]) == "Pong, wsa, lite0+lite1, seed 1"
 
 
-def test_a_run_has_the_options_that_its_fusion_uses() -> None:
+def test_a_run_has_the_options_that_its_fusion_uses():
     shared: dict[str, Any] = {
         "online": True, "algo": "ppo", "total_timesteps": 2048, "context": "ae",
         "weight_entropy_coef": 0.5, "parameters": 99,
@@ -70,7 +66,7 @@ def test_a_run_has_the_options_that_its_fusion_uses() -> None:
     assert requests[3].models == () and not hasattr(requests[3].network, "fusion")
 
 
-def test_options_of_live_models_serve_the_evaluation() -> None:
+def test_options_of_live_models_serve_the_evaluation():
     """An offline run plays no other games, unless --eval-frequency asks for some."""
     live: dict[str, Any] = {"weights": ("vit=/w",), "engine": "torch", "models": ("vit",)}
     ways: list[dict[str, Any]] = [{}, {"eval_frequency": 5}, {"online": True, "algo": "ppo"}]
@@ -83,12 +79,12 @@ def test_options_of_live_models_serve_the_evaluation() -> None:
         grid.check(options(models=("vit",), eval_episodes=30))
 
 
-def test_a_bench_keeps_its_shared_settings(tmp_path: Path) -> None:
+def test_a_bench_keeps_its_shared_settings(tmp_path):
     """Also those that some of its runs do not use, and the output of the models."""
     snapshot = take_snapshot(open_store(str(tmp_path / "store"), create=True))
     ppo: dict[str, Any] = {"online": True, "algo": "ppo", "bench_dir": str(tmp_path / "bench")}
 
-    def begin(**flags: Any) -> None:
+    def begin(**flags):
         o = options(**ppo, **flags)
         grid.write(o, grid.shared_settings(o, snapshot))
 
@@ -100,7 +96,7 @@ def test_a_bench_keeps_its_shared_settings(tmp_path: Path) -> None:
     begin(models=("a",), fusions=("mean",), hidden=(128,), output="pooled")
 
 
-def test_a_bench_from_before_clipping_stays_unclipped(tmp_path: Path) -> None:
+def test_a_bench_from_before_clipping_stays_unclipped(tmp_path):
     snapshot = take_snapshot(open_store(str(tmp_path / "store"), create=True))
     o = options(models=("a",), bench_dir=str(tmp_path / "bench"))
     before = grid.shared_settings(o, snapshot)
@@ -118,13 +114,13 @@ def test_a_bench_from_before_clipping_stays_unclipped(tmp_path: Path) -> None:
     assert grid.shared_settings(both, snapshot).options["clip_embeddings"] == 5
 
 
-def test_a_table_names_the_changed_options() -> None:
+def test_a_table_names_the_changed_options():
     assert grid.changed(options(models=("a",))) == []
     changed = grid.changed(options(models=("a",), fusion_preset="thesis", updates=7))
     assert changed == ["--fusion-preset thesis", "--updates 7"]
 
 
-def test_folders_of_odd_model_names_are_plain_and_distinct() -> None:
+def test_folders_of_odd_model_names_are_plain_and_distinct():
     models = ("mod:net", "mod/net", "mod_net", "x" * 300, "x" * 301)
     names = [cell.folder.name for cell in plan(fusions=("single",), models=models)]
     assert len(set(names)) == len(models) and max(map(len, names)) < 130
@@ -132,13 +128,13 @@ def test_folders_of_odd_model_names_are_plain_and_distinct() -> None:
     assert "Pong__single__mod_net__1" in names
 
 
-def test_a_run_whose_worker_dies_is_tried_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_worker_dies_is_tried_three_times(monkeypatch):
     deaths = {"mean": 2, "uniform": 3}
     # Dask copies a test's function with what it refers to, but not a module.
-    tries: Counter[str] = Counter()
+    tries = Counter()
     monkeypatch.setattr(runner, "tries", tries, raising=False)
 
-    def attempt(cell: grid.Cell, bench: str) -> Failure | None:
+    def attempt(cell, bench):
         fusion = cell.request.fusion
         runner.tries[fusion] += 1  # type: ignore[attr-defined]
         if runner.tries[fusion] <= deaths.get(fusion, 0):  # type: ignore[attr-defined]
@@ -153,7 +149,7 @@ def test_a_run_whose_worker_dies_is_tried_three_times(monkeypatch: pytest.Monkey
     o = options(json=True, device="cpu")
     connections: list[dict[str, Any]] = []
 
-    def connect_and_note(*_: Any, **settings: Any) -> Any:
+    def connect_and_note(*_, **settings):
         connections.append(settings)
         return connect_inproc(**settings)
 
@@ -167,13 +163,11 @@ def test_a_run_whose_worker_dies_is_tried_three_times(monkeypatch: pytest.Monkey
     assert list(runner._run_on_workers(o, [])) == [] and len(connections) == 1
 
 
-def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    saved: list[str] = []
+def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(monkeypatch, capsys):
+    saved = []
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's `&` ignores it.
 
-    def attempt(cell: grid.Cell, on_progress: Any) -> None:
+    def attempt(cell, on_progress):
         with interrupt.StopRequest() as stop:
             _thread.interrupt_main()
             while not stop.asked:
@@ -192,13 +186,11 @@ def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(
     assert len(saved) == 1 and "saving the runs in progress" in capsys.readouterr().err
 
 
-def test_a_run_stops_also_while_it_is_set_up_or_evaluated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_stops_also_while_it_is_set_up_or_evaluated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # The folder of a bench is relative.
-    reached: list[str] = []
+    reached = []
 
-    def train(cell: grid.Cell, on_line: Any) -> None:
+    def train(cell, on_line):
         if bench == "set up":
             run_cell.stop_on_worker(bench)
         with interrupt.StopRequest() as stop:
@@ -207,7 +199,7 @@ def test_a_run_stops_also_while_it_is_set_up_or_evaluated(
             raise stop.asked
         reached.append(bench)
 
-    def evaluate(cell: grid.Cell, on_step: Any) -> None:
+    def evaluate(cell, on_step):
         on_step("run", 1, 0)
         run_cell.stop_on_worker(bench)
         on_step("run", 2, 0)
@@ -221,14 +213,12 @@ def test_a_run_stops_also_while_it_is_set_up_or_evaluated(
     assert reached == ["evaluated"]
 
 
-def connect_inproc(*_: Any, **settings: Any) -> Any:
+def connect_inproc(*_, **settings):
     return connect("inproc", 0, "cpu", threads=settings["threads"])
 
 
-def test_a_worker_prints_the_remarks_of_a_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def attempt(cell: grid.Cell, on_progress: Any) -> None:
+def test_a_worker_prints_the_remarks_of_a_run(monkeypatch, capsys):
+    def attempt(cell, on_progress):
         logging.getLogger("wsa.learn").warning("no reward")
         logging.getLogger("wsa.learn").info("extended")
 

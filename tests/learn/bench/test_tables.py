@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,13 +19,7 @@ EVALUATION = EvaluationSettings(episodes=100, epsilon=0.001, seed=10_000, num_en
 OPTIONS = {"store": "/lab/wsa", "algo": "cql", "updates": 7, "hidden": ["256"]}
 
 
-def make_result(
-    game: str,
-    seed: int,
-    mean: float,
-    fusion: str = "wsa",
-    evaluation: EvaluationSettings = EVALUATION,
-) -> Result:
+def make_result(game, seed, mean, fusion="wsa", evaluation=EVALUATION):
     summary: dict[str, Any] = dict.fromkeys(RUN_COLUMNS, 0)
     summary |= {"return_mean": mean, "random_return_mean": -20.0}
     summary["parameters"] = 1000 + len(game)
@@ -36,11 +29,11 @@ def make_result(
 SCORES = {"Breakout": [30.0, 8.0, 12.0], "Pong": [-3.0, 4.0, 9.0], "Qbert": [900.0, 200.0, 4000.0]}
 
 
-def make_results() -> list[Result]:
+def make_results():
     return [make_result(game, seed, x) for game, by in SCORES.items() for seed, x in enumerate(by)]
 
 
-def test_a_method_is_summarized_by_game_and_over_all_games() -> None:
+def test_a_method_is_summarized_by_game_and_over_all_games():
     *by_game, overall = tabulate(make_results())
     assert [(line.game, line.seeds) for line in by_game] == [(game, 3) for game in SCORES]
     for line in by_game:
@@ -56,7 +49,7 @@ def test_a_method_is_summarized_by_game_and_over_all_games() -> None:
     assert overall.interval == stratified_interval(table)
 
 
-def test_each_method_has_its_lines_and_one_run_has_no_spread() -> None:
+def test_each_method_has_its_lines_and_one_run_has_no_spread():
     lines = list(tabulate([*make_results(), make_result("Pong", 0, 1.0, "mean")]))
     assert [line.method.fusion for line in lines] == ["wsa"] * 4 + ["mean"] * 2
     assert (lines[4].mean, lines[4].std, lines[4].seeds) == (1.0, None, 1)
@@ -64,7 +57,7 @@ def test_each_method_has_its_lines_and_one_run_has_no_spread() -> None:
     assert str(Method("nature", ())) == "nature"
 
 
-def test_a_method_has_the_parameters_of_its_largest_network() -> None:
+def test_a_method_has_the_parameters_of_its_largest_network():
     lines = list(tabulate(make_results()))
     assert [line.parameters for line in lines] == [1008, 1004, 1004 + 1, 1008]
     older = make_results()
@@ -73,7 +66,7 @@ def test_a_method_has_the_parameters_of_its_largest_network() -> None:
     assert {line.parameters for line in tabulate(older)} == {None}
 
 
-def test_the_aggregate_is_over_complete_seeds_and_games_with_a_human_score() -> None:
+def test_the_aggregate_is_over_complete_seeds_and_games_with_a_human_score():
     incomplete = [r for r in make_results() if (r.game, r.seed) != ("Pong", 1)]
     *_, overall = tabulate([*incomplete, make_result("Adventure", 0, 5.0)])
     assert (overall.games, overall.seeds) == (3, 2)
@@ -82,7 +75,7 @@ def test_the_aggregate_is_over_complete_seeds_and_games_with_a_human_score() -> 
     assert (empty.games, empty.seeds, empty.interval) == (0, 0, None)
 
 
-def test_the_files_of_a_bench(tmp_path: Path) -> None:
+def test_the_files_of_a_bench(tmp_path):
     other = msgspec.structs.replace(EVALUATION, episodes=10)
     first = make_results()
     del first[0].summary["parameters"]  # As older versions write it.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from wsa.learn.configs.fusions import FUSIONS, make_fusion_config
 from wsa.learn.configs.network import NetworkConfig
@@ -45,18 +45,16 @@ MIXED = ((2, 18), (2, 3, 3, 5), (2, 4, 5, 2))
         ("res", {"size": 2048}, 1.11),
     ],
 )
-def test_numbers_of_parameters_are_the_papers(
-    name: str, switches: dict[str, int], millions: float
-) -> None:
+def test_numbers_of_parameters_are_the_papers(name, switches, millions):
     assert count_trainable(name, **switches) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
 @pytest.mark.parametrize("size", [256, 512, 1024])
-def test_dpa_is_wsa_without_its_scorer(size: int) -> None:
+def test_dpa_is_wsa_without_its_scorer(size):
     assert count_trainable("dpa", size=size) == count_trainable("wsa", size=size) - (2 * size + 1)
 
 
-def count_trainable(name: str, **switches: int) -> int:
+def count_trainable(name, **switches):
     """Parameters of the fusion and of heads of 256 units for 4 actions."""
     conditioned = name in ("wsa", "dpa")
     inputs = Inputs(PAPER if conditioned else PAPER[:4], 4 if conditioned else None, 4)
@@ -67,7 +65,7 @@ def count_trainable(name: str, **switches: int) -> int:
         return count_parameters(ActorCritic(inputs, 4, config)).total
 
 
-def test_parameters_of_the_fusion_and_of_the_head_are_counted_separately() -> None:
+def test_parameters_of_the_fusion_and_of_the_head_are_counted_separately():
     config = NetworkConfig(make_fusion_config(size=8), frame_stack=1, hidden=(5,))
     policy = ActorCritic(Inputs(((1, 3),)), 4, config)
     heads = 2 * (8 * 5 + 5) + (5 * 4 + 4) + (5 + 1)
@@ -86,9 +84,7 @@ def test_parameters_of_the_fusion_and_of_the_head_are_counted_separately() -> No
     ("shape", "out", "kernel", "stride"),
     [(PAPER[1], 32, 6, 1), (PAPER[2], 16, 6, 1), (PAPER[3], 16, 5, 5)],
 )
-def test_spatial_adapters_are_the_papers(
-    shape: tuple[int, ...], out: int, kernel: int, stride: int
-) -> None:
+def test_spatial_adapters_are_the_papers(shape, out, kernel, stride):
     first, second, last = SpatialAdapter(shape, 16)
     assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
     assert isinstance(last, nn.ReLU)
@@ -104,28 +100,26 @@ def test_spatial_adapters_are_the_papers(
     channels=st.integers(1, 9),
     less=st.integers(0, 15),
 )
-def test_spatial_adapters_output_the_requested_side(
-    frames: int, height: int, width: int, channels: int, less: int
-) -> None:
+def test_spatial_adapters_output_the_requested_side(frames, height, width, channels, less):
     shape = (frames, height, width, channels)
     side = max(1, side_of(shape) - less)
     output = SpatialAdapter(shape, side)(torch.zeros(2, *shape))
     assert output.shape == (2, 16, side, side)
 
 
-def make(name: str, **switches: Any) -> tuple[Any, list[Tensor]]:
+def make(name, **switches):
     torch.manual_seed(3)
     shapes = MIXED[:1] if name == "single" else MIXED
-    fusion = make_fusion(make_fusion_config(name, **{"size": 6, **switches}), Inputs(shapes))
+    fusion: Any = make_fusion(make_fusion_config(name, **{"size": 6, **switches}), Inputs(shapes))
     return fusion, [torch.randn(4, *shape) for shape in shapes]
 
 
-def adapt_maps(fusion: Any, embeddings: list[Tensor]) -> list[Tensor]:
+def adapt_maps(fusion, embeddings):
     return [adapter(u) for adapter, u in zip(fusion.spatial, embeddings, strict=True)]
 
 
 @pytest.mark.parametrize("name", list(FUSIONS))
-def test_every_fusion_has_the_same_signature(name: str) -> None:
+def test_every_fusion_has_the_same_signature(name):
     fusion, embeddings = make(name)
     state, weights = fusion(embeddings)
     assert state.shape == (4, fusion.out_features)
@@ -161,7 +155,7 @@ def same(one, other):
     return one.shape == other.shape and torch.equal(one, other)
 
 
-def test_lin_concatenates_the_embeddings() -> None:
+def test_lin_concatenates_the_embeddings():
     fusion, embeddings = make("lin")
     expected = torch.cat([part.flatten(1) for part in adapt_maps(fusion, embeddings)], dim=1)
     assert torch.equal(fusion(embeddings)[0], expected)
@@ -170,14 +164,14 @@ def test_lin_concatenates_the_embeddings() -> None:
     assert (masked[:, 36 : 36 + 144] == 0).all() and torch.equal(masked[:, :36], expected[:, :36])
 
 
-def test_fix_concatenates_the_adapted_embeddings() -> None:
+def test_fix_concatenates_the_adapted_embeddings():
     fusion, embeddings = make("fix")
     parts = zip(fusion.adapters, adapt_maps(fusion, embeddings), strict=True)
     expected = torch.cat([adapter(part.flatten(1)) for adapter, part in parts], dim=1)
     assert torch.equal(fusion(embeddings)[0], expected) and expected.shape == (4, 18)
 
 
-def test_cnn_folds_vectors_into_maps() -> None:
+def test_cnn_folds_vectors_into_maps():
     fusion, embeddings = make("cnn", layers=2)
     # The smallest map has side 3; 2 x 18 numbers are 4 channels of that.
     maps = adapt_maps(fusion, embeddings)
@@ -189,7 +183,7 @@ def test_cnn_folds_vectors_into_maps() -> None:
     torch.testing.assert_close(fusion(embeddings)[0], hidden.flatten(1))
 
 
-def test_mix_convolves_the_maps_alone() -> None:
+def test_mix_convolves_the_maps_alone():
     fusion, embeddings = make("mix")
     maps = adapt_maps(fusion, embeddings)
     mixed = fusion.convolution(torch.cat(maps[1:], dim=1)).flatten(1)
@@ -197,7 +191,7 @@ def test_mix_convolves_the_maps_alone() -> None:
     assert torch.equal(fusion(embeddings)[0], expected) and expected.shape == (4, 32 * 9 + 36)
 
 
-def test_res_is_a_fixed_recurrent_network() -> None:
+def test_res_is_a_fixed_recurrent_network():
     fusion, embeddings = make("res", size=7)
     radius = torch.linalg.eigvals(fusion.reservoir).abs().max().item()
     assert radius == pytest.approx(0.9, rel=1e-4)
@@ -220,7 +214,7 @@ def test_res_is_a_fixed_recurrent_network() -> None:
     assert torch.equal(other(embeddings)[0], output)
 
 
-def test_dpa_queries_with_the_context() -> None:
+def test_dpa_queries_with_the_context():
     fusion, embeddings = make("dpa")
     adapted = fusion.adapt(embeddings, range(3))
     context = adapted.mean(dim=1)
@@ -231,7 +225,7 @@ def test_dpa_queries_with_the_context() -> None:
     torch.testing.assert_close(state, sum(weights[:, i, None] * adapted[:, i] for i in range(3)))
 
 
-def test_controls_replace_parts_of_wsa() -> None:
+def test_controls_replace_parts_of_wsa():
     shapes = (*MIXED, (2, 4))
     embeddings = [torch.randn(4, *shape) for shape in shapes]
     inputs = Inputs(shapes, 3, 3)
@@ -268,15 +262,13 @@ def test_controls_replace_parts_of_wsa() -> None:
         ("single", ((1, 4), (1, 5)), "takes one model, and there are 2. Name it with --models"),
     ],
 )
-def test_unsuitable_shapes_are_refused(
-    name: str, shapes: tuple[tuple[int, ...], ...], message: str
-) -> None:
+def test_unsuitable_shapes_are_refused(name, shapes, message):
     with pytest.raises(UsageError, match=message):
         make_fusion(make_fusion_config(name), Inputs(shapes))
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer", "standard"])
-def test_a_torso_splits_and_normalizes(normalize: Any) -> None:
+def test_a_torso_splits_and_normalizes(normalize):
     # The second model sees the whole state, so its last embedding is used alone.
     shapes = ((3, 4), (1, 2, 2, 3))
     config = NetworkConfig(make_fusion_config("lin"), frame_stack=3, normalize=normalize)
@@ -297,7 +289,7 @@ def test_a_torso_splits_and_normalizes(normalize: Any) -> None:
     torch.testing.assert_close(torso(stacks.half())[0], expected, rtol=0.02, atol=0.02)
 
 
-def test_heads_have_the_requested_layers() -> None:
+def test_heads_have_the_requested_layers():
     config = NetworkConfig(make_fusion_config(size=8), frame_stack=1, hidden=(16, 12))
     network = QNetwork(Inputs(((1, 4),)), 3, config)
     layers = [m for m in network.head if isinstance(m, nn.Linear)]

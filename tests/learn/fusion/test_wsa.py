@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from wsa import cli
 from wsa.learn.configs.fusions import FUSIONS, PRESETS, FusionConfig, make_fusion_config
 from wsa.learn.configs.learn import MethodOptions
-from wsa.learn.fusion.attention import WSA
-from wsa.learn.fusion.base import Fusion, Inputs
+from wsa.learn.fusion.base import Inputs
 from wsa.learn.fusion.build import make_fusion, weighing
 from wsa.learn.fusion.losses import entropy, imbalance
 from wsa.store.common.errors import UsageError
@@ -24,13 +21,11 @@ from wsa.store.common.errors import UsageError
 pytestmark = pytest.mark.usefixtures("checked_shapes")
 
 
-def compute_by_equations(
-    fusion: WSA, config: FusionConfig, inputs: list[Tensor], context: int | None, present: list[int]
-) -> tuple[Tensor, Tensor]:
+def compute_by_equations(fusion, config, inputs, context, present):
     """The method in float64, from its equations, one row and one model at a time."""
     numbers = {name: tensor.double() for name, tensor in fusion.state_dict().items()}
 
-    def adapter(name: str, u: Tensor) -> Tensor:
+    def adapter(name, u):
         out = numbers[f"{name}.0.weight"] @ u.double() + numbers[f"{name}.0.bias"]
         if config.layer_norm:
             variance = ((out - out.mean()) ** 2).mean()
@@ -38,7 +33,7 @@ def compute_by_equations(
             out = normalized * numbers[f"{name}.1.weight"] + numbers[f"{name}.1.bias"]
         return out.clamp_min(0)
 
-    def score(pair: Tensor) -> Tensor:
+    def score(pair):
         if config.scorer_hidden:
             pair = (numbers["scorer.0.weight"] @ pair + numbers["scorer.0.bias"]).clamp_min(0)
         last = 2 if config.scorer_hidden else 0
@@ -67,12 +62,10 @@ def compute_by_equations(
     return torch.stack(states), torch.stack(weights)
 
 
-def make_wsa(
-    widths: Sequence[int], context: int | None, size: int, batch: int = 3, **switches: Any
-) -> tuple[Any, FusionConfig, list[Tensor]]:
+def make_wsa(widths, context, size, batch=3, **switches):
     torch.manual_seed(sum(widths) + size)
     config = make_fusion_config(size=size, **switches)
-    fusion = make_fusion(config, Inputs(tuple((2, width) for width in widths), context))
+    fusion: Any = make_fusion(config, Inputs(tuple((2, width) for width in widths), context))
     with torch.no_grad():  # So that no factor is 1 and no term 0.
         for parameter in fusion.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -96,9 +89,7 @@ def make_wsa(
     ),
     data=st.data(),
 )
-def test_states_and_weights_equal_the_equations(
-    widths: list[int], size: int, batch: int, switches: dict[str, Any], data: st.DataObject
-) -> None:
+def test_states_and_weights_equal_the_equations(widths, size, batch, switches, data):
     context = data.draw(st.none() | st.integers(0, len(widths) - 1))
     mask = data.draw(
         st.lists(st.booleans(), min_size=len(widths), max_size=len(widths)).filter(any)
@@ -117,7 +108,7 @@ def test_states_and_weights_equal_the_equations(
         torch.testing.assert_close(weights.sum(dim=1), torch.ones(batch))
 
 
-def test_presets_have_the_authors_settings() -> None:
+def test_presets_have_the_authors_settings():
     thesis, paper = make_fusion_config(preset="thesis"), make_fusion_config(preset="paper")
     assert (thesis.score_activation, thesis.normaliser, thesis.layer_norm) == (
         "relu", "softmax", False,
@@ -131,7 +122,7 @@ def test_presets_have_the_authors_settings() -> None:
 
 
 @pytest.mark.parametrize(("preset", "layers"), [("thesis", "scorer."), ("paper", "")])
-def test_dead_rows_are_the_rows_without_a_gradient(preset: str, layers: str) -> None:
+def test_dead_rows_are_the_rows_without_a_gradient(preset, layers):
     shares = []
     for seed in range(6):
         torch.manual_seed(seed)
@@ -153,7 +144,7 @@ def test_dead_rows_are_the_rows_without_a_gradient(preset: str, layers: str) -> 
     assert 0 < sum(shares) < 6
 
 
-def test_fusions_without_dead_rows_report_none() -> None:
+def test_fusions_without_dead_rows_report_none():
     weights = torch.full((3, 1), 1.0)
     for name in FUSIONS:
         if name not in ("cnn", "mix"):
@@ -162,7 +153,7 @@ def test_fusions_without_dead_rows_report_none() -> None:
     assert alone.dead_rows(weights) is None  # The softmax over one model is 1.
 
 
-def test_presets_initialize_as_the_authors_do() -> None:
+def test_presets_initialize_as_the_authors_do():
     inputs = Inputs(((1, 40), (1, 8, 8, 3), (1, 30)), 2, 2)
     thesis: Any = make_fusion(make_fusion_config(size=16, preset="thesis"), inputs)
     for name, parameter in thesis.named_parameters():
@@ -180,7 +171,7 @@ def test_presets_initialize_as_the_authors_do() -> None:
     assert paper.scorer[0].weight.norm().item() == pytest.approx(1)
 
 
-def test_one_model_is_not_scored() -> None:
+def test_one_model_is_not_scored():
     fusion, _, (embedding,) = make_wsa([6], None, 4)
     fusion.scorer = None
     state, weights = fusion([embedding])
@@ -189,7 +180,7 @@ def test_one_model_is_not_scored() -> None:
 
 
 @pytest.mark.parametrize("context", [None, 0])
-def test_every_parameter_has_a_gradient(context: int | None) -> None:
+def test_every_parameter_has_a_gradient(context):
     fusion, _, inputs = make_wsa([5, 6, 7], context, 16, batch=8)
     fusion(inputs)[0].square().sum().backward()
     for name, parameter in fusion.named_parameters():
@@ -198,14 +189,14 @@ def test_every_parameter_has_a_gradient(context: int | None) -> None:
         assert (parameter.grad.abs().max() > 1e-4) == (name != "scorer.2.bias"), name
 
 
-def test_dropout_is_active_in_training_only() -> None:
+def test_dropout_is_active_in_training_only():
     fusion, _, inputs = make_wsa([5, 6], None, 64, dropout=0.5)
     assert not torch.equal(fusion(inputs)[0], fusion(inputs)[0])
     fusion.eval()
     assert torch.equal(fusion(inputs)[0], fusion(inputs)[0])
 
 
-def step_down(fusion: Fusion, loss: Tensor) -> None:
+def step_down(fusion, loss):
     """Take a step of length 0.02 against the gradient of a loss."""
     fusion.zero_grad()
     loss.backward()
@@ -217,7 +208,7 @@ def step_down(fusion: Fusion, loss: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", weighing())
-def test_steps_on_the_losses_raise_the_entropy_and_even_out_the_use(name: str) -> None:
+def test_steps_on_the_losses_raise_the_entropy_and_even_out_the_use(name):
     fusion, _, inputs = make_wsa([5, 6, 7], None, 8, batch=16, name=name)
     before = entropy(fusion(inputs)[1])
     step_down(fusion, -before)
@@ -230,7 +221,7 @@ def test_steps_on_the_losses_raise_the_entropy_and_even_out_the_use(name: str) -
     assert imbalance(weights).item() == pytest.approx(sum((u.item() - 1 / 3) ** 2 for u in usage))
 
 
-def test_entropy_and_imbalance_distinguish_collapse_from_choice() -> None:
+def test_entropy_and_imbalance_distinguish_collapse_from_choice():
     collapsed = torch.tensor([[1.0, 0.0]] * 4)
     choosing = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 2)
     uniform = torch.full((4, 2), 0.5)
@@ -249,18 +240,18 @@ def test_entropy_and_imbalance_distinguish_collapse_from_choice() -> None:
         ({"dropout": 1.0}, "--dropout must be from 0 to below 1"),
     ],
 )
-def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         make_fusion_config(**options)
 
 
-def test_fusions_without_a_context_refuse_one() -> None:
+def test_fusions_without_a_context_refuse_one():
     for name in ("lin", "fix", "uniform"):
         with pytest.raises(UsageError, match="leave out --context"):
             make_fusion(make_fusion_config(name), Inputs(((1, 4), (1, 5)), 1))
 
 
-def test_a_wrong_number_of_embeddings_or_no_present_model_is_refused() -> None:
+def test_a_wrong_number_of_embeddings_or_no_present_model_is_refused():
     fusion, _, inputs = make_wsa([5, 6], None, 4)
     with pytest.raises(IndexError):
         fusion(inputs[:1])
@@ -270,7 +261,7 @@ def test_a_wrong_number_of_embeddings_or_no_present_model_is_refused() -> None:
         fusion(inputs, [True])
 
 
-def test_the_command_line_offers_every_fusion_and_preset() -> None:
+def test_the_command_line_offers_every_fusion_and_preset():
     assert cli.parse("learn", ["--fusion", "moe"]).fusion == "moe"
     with pytest.raises(UsageError) as error:
         cli.parse("learn", ["--fusion", "xyzzy"])
@@ -278,7 +269,7 @@ def test_the_command_line_offers_every_fusion_and_preset() -> None:
     assert get_args(get_type_hints(MethodOptions)["fusion_preset"]) == tuple(PRESETS)
 
 
-def test_tests_check_shapes() -> None:
+def test_tests_check_shapes():
     """`test_run.py` shows that commands do not import what checks them."""
     fusion, _, inputs = make_wsa([5, 6], None, 4)
     with pytest.raises(Exception, match="embeddings") as caught:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from learn_kit import Walk, WalkEncoder
-from numpy.typing import NDArray
 
 from wsa.encode.live.frame_history import FrameHistory
 from wsa.learn.networks.nature import Ready
@@ -20,7 +19,7 @@ from wsa.store.common.errors import DamagedError
 
 
 @pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_steps(monkeypatch):
     monkeypatch.setattr("wsa.learn.online.digest_table.GROWTH", 16)
     monkeypatch.setattr("wsa.learn.online.digest_table.RECENT", 3)
 
@@ -30,21 +29,21 @@ class CornerEncoder:
 
     width, dtype, found, passes, places = 1, np.dtype(np.float32), 0, 0, (slice(0, 1),)
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.lookups = {1: self}
 
-    def begin(self, digests: list[bytes], inputs: Any) -> Ready:
+    def begin(self, digests, inputs):
         self.passes += len(digests)
         return Ready(inputs(list(range(len(digests))))[:, 0, 0, :1].astype(np.float32))
 
 
-def test_a_table_embeds_each_distinct_frame_once(tmp_path: Path) -> None:
+def test_a_table_embeds_each_distinct_frame_once(tmp_path):
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (30, 4, 5, 3)).astype(np.uint8)
     encoder: Any = CornerEncoder()
     table = Table(tmp_path, encoder)
 
-    def see(table: Table, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def see(table, frames):
         """Rows of frames, each the first of an episode."""
         count = len(frames)
         pushed = FrameHistory(1).push(frames, np.ones(count, np.bool_), np.arange(count))
@@ -61,7 +60,7 @@ def test_a_table_embeds_each_distinct_frame_once(tmp_path: Path) -> None:
     assert (see(resumed, frames) == see(table, frames)).all() and encoder.passes == 30
 
 
-def test_a_damaged_file_of_a_table_is_found(tmp_path: Path) -> None:
+def test_a_damaged_file_of_a_table_is_found(tmp_path):
     windows = (4, 1, 2)
     table = Table(tmp_path / "whole", WalkEncoder(windows))
     runner = EnvRunner([Walk(2)], table, 2, seed=1)
@@ -74,7 +73,7 @@ def test_a_damaged_file_of_a_table_is_found(tmp_path: Path) -> None:
     resumed.restore(state)
     assert torch.equal(resumed.gather(rows), table.gather(rows)) and len(resumed) > 5
 
-    def flip_a_bit(path: Path) -> None:
+    def flip_a_bit(path):
         data = bytearray(path.read_bytes())
         data[2] ^= 1
         path.write_bytes(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,39 +17,7 @@ from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError
 
 
-def test_every_step_is_a_transition_and_no_reset_is_one(tmp_path: Path) -> None:
-    env = Walk(3)
-    runner = EnvRunner([env], Table(tmp_path, WalkEncoder()), 2, seed=1)
-    runner.begin()
-    generator = np.random.default_rng(0)
-    ended: list[tuple[float, int]] = []
-    for _ in range(100):
-        ended += runner.step(generator.integers(3, size=3)).episodes
-    assert len(ended) > 20
-    # Steps are the lengths of the episodes that ended, and of those that go on.
-    assert sum(length for _, length in ended) + env.played.sum() == runner.steps == 300
-
-
-def test_recording_does_not_change_the_play(tmp_path: Path) -> None:
-    class Recording:
-        def begin(self, *_: Any) -> None: ...
-
-        step = begin
-
-    played = []
-    for name, recording in (("plain", None), ("recorded", Recording())):
-        table = Table(tmp_path / name, WalkEncoder())
-        runner = EnvRunner([Walk(3)], table, 2, 1, recording)
-        runner.begin()
-        generator = np.random.default_rng(0)
-        steps = [runner.step(generator.integers(3, size=3)) for _ in range(40)]
-        embeddings = table.gather(np.arange(len(table))[:, None])
-        played.append([step.final.tolist() for step in steps] + embeddings.tolist())
-        assert any(step.terminated.any() for step in steps)
-    assert played[0] == played[1]
-
-
-def test_groups_of_environments_play_what_they_would_together(tmp_path: Path) -> None:
+def test_groups_of_environments_play_what_they_would_together(tmp_path):
     apart, together = (
         EnvRunner(envs, Table(tmp_path / str(len(envs)), WalkEncoder()), 3, seed=1)
         for envs in ([Walk(2), Walk(1)], [Walk(3)])
@@ -76,7 +43,7 @@ def test_groups_of_environments_play_what_they_would_together(tmp_path: Path) ->
     assert apart.table.passes == together.table.passes == STATES
 
 
-def state_of(history: list[int], depth: int, windows: tuple[int, ...]) -> np.ndarray:
+def state_of(history, depth, windows):
     """The state (depth, width) of an episode that has shown `history`."""
     padded = [history[0]] * 4 + history
     parts = []
@@ -91,9 +58,7 @@ def state_of(history: list[int], depth: int, windows: tuple[int, ...]) -> np.nda
 
 
 @pytest.mark.parametrize("windows", [(4, 1, 2), (2,), (1, 3)])
-def test_no_state_reaches_over_the_border_of_an_episode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: tuple[int, ...]
-) -> None:
+def test_no_state_reaches_over_the_border_of_an_episode(tmp_path, monkeypatch, windows):
     monkeypatch.setattr("wsa.learn.online.digest_table.GROWTH", 16)
     monkeypatch.setattr("wsa.learn.online.digest_table.RECENT", 3)
     encoder, env = WalkEncoder(windows), Walk(3)
@@ -101,11 +66,11 @@ def test_no_state_reaches_over_the_border_of_an_episode(
     runner = EnvRunner([env], table, 3, seed=1)
     runner.begin()
     history = [[int(state)] for state in env.state]
-    seen: dict[int, set[tuple[int, ...]]] = {window: set() for window in windows}
+    seen = {window: set() for window in windows}
     generator = np.random.default_rng(0)
     ends = 0
 
-    def check(rows: np.ndarray, states: list[int]) -> None:
+    def check(rows, states):
         np.testing.assert_array_equal(table.gather(rows), state_of(states, 3, windows))
         for window in windows:
             seen[window].add(tuple(([states[0]] * 4 + states)[-window:]))
@@ -136,10 +101,10 @@ class DigestModel:
 
     width, dtype, found, passes = 3, np.dtype(np.uint8), 0, 0
 
-    def __init__(self, begin: int) -> None:
+    def __init__(self, begin):
         self.places = (slice(begin, begin + 3),)
 
-    def begin(self, digests: list[bytes], inputs: Any) -> Ready:
+    def begin(self, digests, inputs):
         for digest, shown in zip(digests, inputs(list(range(len(digests)))), strict=True):
             frames = shown if shown.ndim == 4 else shown[None]
             each = b"".join(hashing.frame_digest(frame) for frame in frames)
@@ -150,25 +115,23 @@ class DigestModel:
 class DigestEncoder:
     width, dtype = 6, np.dtype(np.uint8)
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.lookups = {1: DigestModel(0), 4: DigestModel(3)}
 
 
 @pytest.mark.parametrize("stopped_at", [57, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rules", ["classic", pytest.param("v5", marks=pytest.mark.slow)])
-def test_an_emulator_is_replayed_to_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: str, stopped_at: int
-) -> None:
+def test_an_emulator_is_replayed_to_where_it_stopped(tmp_path, monkeypatch, rules, stopped_at):
     monkeypatch.setattr("wsa.learn.online.env_runner.STRETCH", 25)
     protocol = atari.protocol("Breakout", rules, max_steps=32)
     encoder: Any = DigestEncoder()
 
-    def make(name: str) -> EnvRunner:
+    def make(name):
         env = atari.make_env("Breakout", protocol, 2)
         env.close()  # The next runner takes it over.
         return EnvRunner([env], Table(tmp_path / name, encoder), 2, seed=4)
 
-    def play(runner: EnvRunner, generator: np.random.Generator, steps: int) -> list[Any]:
+    def play(runner, generator, steps):
         played = []
         for _ in range(steps):
             step = runner.step(generator.integers(4, size=2))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +24,6 @@ from learn_kit import (
 )
 from safetensors.numpy import load_file
 
-from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.registration import register
 from wsa.encode.registration.register import open_model, open_models
@@ -35,7 +32,6 @@ from wsa.learn.commands.collect import collect
 from wsa.learn.configs.data import CollectOptions, ProtocolOptions, RunPolicyOptions
 from wsa.learn.configs.evaluation import EVAL_SEED, EvaluationRequest
 from wsa.learn.envs import atari
-from wsa.learn.evaluation import periodic
 from wsa.learn.online.embedding_table import Table
 from wsa.learn.runs.config import OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
@@ -48,11 +44,11 @@ from wsa.learn.runs.train import train_playing
 from wsa.learn.training import checkpoint
 from wsa.learn.training.metrics import EVALUATION_RETURN
 from wsa.store.common import hashing
-from wsa.store.common.errors import ConflictError, MissingError, Terminated, UsageError
+from wsa.store.common.errors import ConflictError, MissingError, UsageError
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_segments")
 
@@ -69,12 +65,12 @@ PIXELS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def slow(*values: Any, **details: Any) -> Any:
+def slow(*values, **details):
     return pytest.param(*values, marks=pytest.mark.slow, **details)
 
 
 @pytest.fixture(scope="module")
-def short_segments() -> Iterator[None]:
+def short_segments():
     """Recorded segments end inside of episodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", 10)
@@ -82,7 +78,7 @@ def short_segments() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registered(tmp_path_factory):
     """A store that has the model, and nothing of the game."""
     folder = tmp_path_factory.mktemp("registered")
     plan_online(folder / "store", folder / "run", **PPO)
@@ -90,7 +86,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(registered: Path, tmp_path: Path) -> Path:
+def store(registered, tmp_path):
     """A copy of that store."""
     return Path(shutil.copytree(registered, tmp_path / "store", copy_function=os.link))
 
@@ -110,10 +106,7 @@ class Recorded(NamedTuple):
     scope="module",
     params=[pytest.param(PPO, id="ppo"), slow(DQN, id="dqn"), slow(RECURRENT, id="recurrent")],
 )
-def recorded(
-    request: pytest.FixtureRequest, registered: Path, tmp_path_factory: pytest.TempPathFactory,
-    short_segments: None,
-) -> Recorded:  # fmt: skip
+def recorded(request, registered, tmp_path_factory, short_segments):
     folder = tmp_path_factory.mktemp("recorded")
     shutil.copytree(registered, folder / "store", copy_function=os.link)
     flags = {**request.param, "record": True, "save_frequency": 16, "seed": EVAL_SEED}
@@ -126,7 +119,7 @@ def recorded(
     return Recorded(folder / "store", folder / "run", flags, config, played, passes)
 
 
-def read_play(snapshot: Snapshot) -> list[tuple[Any, ...]]:
+def read_play(snapshot):
     """Every segment of Breakout with its embeddings, whatever run recorded it."""
     models = snapshot.models_of("Breakout")
     return sorted(
@@ -138,7 +131,7 @@ def read_play(snapshot: Snapshot) -> list[tuple[Any, ...]]:
     )
 
 
-def test_a_run_records_each_distinct_frame_with_one_pass(recorded: Recorded) -> None:
+def test_a_run_records_each_distinct_frame_with_one_pass(recorded):
     lines = read_metrics(recorded.run)
     line = [line for line in lines if "cache/hit_rate" in line][-1]
     passes = recorded.played.passes
@@ -160,7 +153,7 @@ def test_a_run_records_each_distinct_frame_with_one_pass(recorded: Recorded) -> 
     assert {m.engine for m in embedded} == {engine}
 
 
-def test_the_same_run_on_recorded_play_needs_no_pass(recorded: Recorded, tmp_path: Path) -> None:
+def test_the_same_run_on_recorded_play_needs_no_pass(recorded, tmp_path):
     flags = {**recorded.flags, "record": None}
     config, played = train_online(recorded.store, tmp_path / "run", **flags)
     assert len(config.segments) == len(take_snapshot(open_store(config.store)).segments())
@@ -172,7 +165,7 @@ def test_the_same_run_on_recorded_play_needs_no_pass(recorded: Recorded, tmp_pat
     assert again == first
 
 
-def test_a_run_is_evaluated_also_under_a_variant(recorded: Recorded) -> None:
+def test_a_run_is_evaluated_also_under_a_variant(recorded):
     plain = evaluate_run(recorded.run, EvaluationRequest(episodes=1, epsilon=1.0, num_envs=1))
     assert plain.player.trained == STEPS and len(plain.episodes) == 1
     assert plain.summary()["unit"] == "steps" and "updates" not in plain.summary()
@@ -184,7 +177,7 @@ def test_a_run_is_evaluated_also_under_a_variant(recorded: Recorded) -> None:
     assert inverted.live.found == 0 < inverted.live.passes
 
 
-def check_periodic_games(plain: Path, played: Path, at: list[int], config: OnlineRun) -> int:
+def check_periodic_games(plain, played, at, config):
     """Games during training changed neither checkpoint nor metrics; returns their passes."""
     lines = read_metrics(played)
     games = [line for line in lines if EVALUATION_RETURN in line]
@@ -195,9 +188,7 @@ def check_periodic_games(plain: Path, played: Path, at: list[int], config: Onlin
     return int(sum(line["eval/backbone_passes"] for line in games))
 
 
-def test_games_during_training_do_not_change_the_run_or_its_record(
-    recorded: Recorded, store: Path, tmp_path: Path
-) -> None:
+def test_games_during_training_do_not_change_the_run_or_its_record(recorded, store, tmp_path):
     before = Encoder.total_passes
     flags = {**recorded.flags, "eval_frequency": 24, "eval_episodes": 2}
     config, trained = train_online(store, tmp_path / "run", **flags)
@@ -211,7 +202,7 @@ def test_games_during_training_do_not_change_the_run_or_its_record(
 
 
 @pytest.mark.slow
-def test_games_during_training_on_pixels_do_not_change_it(store: Path, tmp_path: Path) -> None:
+def test_games_during_training_on_pixels_do_not_change_it(store, tmp_path):
     flags = {**PPO, **PIXELS}
     train_online(store, tmp_path / "plain", **flags)
     games = {"eval_frequency": 24, "eval_episodes": 2}
@@ -219,9 +210,7 @@ def test_games_during_training_on_pixels_do_not_change_it(store: Path, tmp_path:
     assert check_periodic_games(tmp_path / "plain", tmp_path / "run", [32, 48], config) == 0
 
 
-def test_a_killed_run_records_what_an_uninterrupted_one_does(
-    recorded: Recorded, store: Path, tmp_path: Path
-) -> None:
+def test_a_killed_run_records_what_an_uninterrupted_one_does(recorded, store, tmp_path):
     for step in (32, 48):
         with killed_at_checkpoint(step):
             train_online(store, tmp_path / "run", **recorded.flags)
@@ -231,44 +220,7 @@ def test_a_killed_run_records_what_an_uninterrupted_one_does(
     assert play == wanted
 
 
-@pytest.mark.slow  # Offline it is tested on every change.
-@pytest.mark.parametrize("algo", [PPO, DQN, RECURRENT])
-def test_an_interrupted_evaluation_is_played_when_the_run_resumes(
-    store: Path, tmp_path: Path, algo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = {**algo, "total_timesteps": 96, "eval_frequency": 40, "eval_episodes": 1}
-    train_online(store, tmp_path / "whole", **flags)
-    play, steps = periodic.play, 0
-    stops = 10, 10 + 2 * EPISODE + 10  # In the middle of the first game, and of the third.
-
-    def interrupted(*arguments: Any, on_step: Any, **details: Any) -> Any:
-        def stop(played: int, episodes: int) -> None:
-            nonlocal steps
-            steps += 1
-            if steps in stops:
-                signal.raise_signal(signal.SIGTERM)
-            on_step(played, episodes)
-
-        return play(*arguments, on_step=stop, **details)
-
-    monkeypatch.setattr(periodic, "play", interrupted)
-    folder = tmp_path / "stopped"
-    for at in (40 if algo is DQN else 48, 96):
-        with pytest.raises(Terminated):
-            train_online(store, folder, **flags)
-        assert checkpoint.latest(folder / "checkpoints").stem == f"{at:09d}"
-    for _ in range(2):
-        assert train_online(store, folder, **flags)[1].steps == 0
-    assert steps == stops[1] + EPISODE
-    passes = "eval/backbone_passes"  # They depend on what the process has seen.
-    stopped, whole = (
-        [{k: v for k, v in line.items() if k != passes} for line in read_metrics(tmp_path / name)]
-        for name in ("stopped", "whole")
-    )
-    assert stopped == whole
-
-
-def test_evaluation_looks_up_what_the_run_has_seen(recorded: Recorded) -> None:
+def test_evaluation_looks_up_what_the_run_has_seen(recorded):
     config = recorded.config
     snapshot, flat = open_data(config)
     encoders = open_models(snapshot, config.inputs)
@@ -287,9 +239,7 @@ def test_evaluation_looks_up_what_the_run_has_seen(recorded: Recorded) -> None:
 
 
 @pytest.mark.parametrize("algo", [PPO, slow(DQN)])
-def test_the_baseline_on_pixels_runs_no_model(
-    store: Path, tmp_path: Path, algo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_baseline_on_pixels_runs_no_model(store, tmp_path, algo, monkeypatch):
     flags = {**algo, **PIXELS}
     config, played = train_online(store, tmp_path / "run", **flags, record=True)
     assert played.passes == 0
@@ -297,7 +247,7 @@ def test_the_baseline_on_pixels_runs_no_model(
     assert sum(m.steps for m in snapshot.segments()) == STEPS
     assert not snapshot.embeddings("Breakout")
 
-    def count(config: OnlineRun) -> int:
+    def count(config):
         network = make_network(config, config.model_windows, config.shapes)
         return sum(p.numel() for p in network.parameters())
 
@@ -318,7 +268,7 @@ def test_the_baseline_on_pixels_runs_no_model(
     # Opening models draws random numbers, and happens elsewhere with --encoder.
     real_open = register.open_models
 
-    def drawing(*args: Any, **details: Any) -> Any:
+    def drawing(*args, **details):
         torch.rand(7)
         return real_open(*args, **details)
 
@@ -336,9 +286,7 @@ def test_the_baseline_on_pixels_runs_no_model(
         (PPO, False),
     ],
 )
-def test_a_finished_run_can_be_extended(
-    store: Path, tmp_path: Path, algo: dict[str, Any], exact: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_finished_run_can_be_extended(store, tmp_path, algo, exact, caplog):
     shutil.copytree(store, tmp_path / "other")
     flags = {**algo, "record": True, "total_timesteps": 96}
     train_online(store, tmp_path / "extended", **{**flags, "total_timesteps": 48})
@@ -358,7 +306,7 @@ def test_a_finished_run_can_be_extended(
 
 
 @pytest.mark.slow
-def test_palette_is_of_the_game_that_is_played(store: Path, tmp_path: Path) -> None:
+def test_palette_is_of_the_game_that_is_played(store, tmp_path):
     flags = {**PPO, "models": ("palette", "objects"), "output": "", "max_episode_steps": 60}
     for game in ("Breakout", "Pong"):
         config, played = train_online(store, tmp_path / game, **flags, game=game, record=True)
@@ -387,10 +335,8 @@ def test_palette_is_of_the_game_that_is_played(store: Path, tmp_path: Path) -> N
         plan_online(store, tmp_path / "no", **other)
 
 
-def test_a_model_that_the_store_lacks_is_added_with_the_requested_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: Any) -> None:
+def test_a_model_that_the_store_lacks_is_added_with_the_requested_engine(tmp_path, monkeypatch):
+    def refuse(*arguments):
         raise UsageError("bad-option", f"engine {arguments[-1]}")
 
     monkeypatch.setattr("wsa.encode.registration.register.register", refuse)
@@ -398,29 +344,14 @@ def test_a_model_that_the_store_lacks_is_added_with_the_requested_engine(
         plan_online(tmp_path / "store", tmp_path / "run", **PPO, engine="torch")
 
 
-@pytest.mark.slow
-def test_the_engine_that_ran_a_model_is_recorded(store: Path, tmp_path: Path) -> None:
-    why_not = engines.why_not("openvino", torch.device("cpu"), "fp32")
-    if why_not:
-        pytest.skip(why_not)
-    config = plan_online(store, tmp_path / "run", **PPO, record=True)
-    begin(tmp_path / "run", config)
-    for engine in ("openvino", "torch"):
-        train_playing(tmp_path / "run", config, "cpu", engine=engine)
-        snapshot = take_snapshot(open_store(str(store)))
-        assert {m.engine for m in snapshot.embeddings("Breakout")} == {"openvino"}  # The first.
-
-
 @pytest.fixture
-def two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_groups(monkeypatch):
     """Few environments are split into two groups, as many are outside of tests."""
     monkeypatch.setattr(setup, "ENVS_OF_TWO_GROUPS", 2)
 
 
 @pytest.mark.slow
-def test_a_run_does_not_depend_on_the_number_of_threads(
-    store: Path, tmp_path: Path, two_groups: None
-) -> None:
+def test_a_run_does_not_depend_on_the_number_of_threads(store, tmp_path, two_groups):
     models = {"models": (RESNET, "ae:random", "vos:random"), "output": None}  # Of several windows.
     config = plan_online(store, tmp_path / "1", **{**PPO, **models})
     assert config.env_groups == 2
@@ -435,35 +366,7 @@ def test_a_run_does_not_depend_on_the_number_of_threads(
     assert weights[0] == weights[1] == weights[2]
 
 
-@pytest.mark.slow
-def test_a_run_whose_engine_dies_can_be_resumed(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = {**PPO, "save_frequency": 16}
-    train_online(store, tmp_path / "whole", **flags)
-    config, folder = plan_online(store, tmp_path / "run", **flags), tmp_path / "run"
-    begin(folder, config)
-    embed, left = Encoder.__call__, 30
-
-    def die(self: Encoder, frames: Any) -> Any:
-        nonlocal left
-        left -= len(frames)
-        if left < 0:
-            raise RuntimeError("the library crashed")
-        return embed(self, frames)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "__call__", die)
-        with pytest.raises(ConflictError, match=r"torch failed in the middle of play .* --resume"):
-            train_playing(folder, config, "cpu", threads=2)
-    assert checkpoint.all_of(folder / "checkpoints")
-    train_playing(folder, config, "cpu", threads=2)
-    assert read_metrics(folder) == read_metrics(tmp_path / "whole")
-
-
-def test_a_run_begun_before_there_were_groups_stays_in_one(
-    store: Path, tmp_path: Path, two_groups: None
-) -> None:
+def test_a_run_begun_before_there_were_groups_stays_in_one(store, tmp_path, two_groups):
     folder = tmp_path / "run"
     config = plan_online(store, folder, **PPO)
     assert config.env_groups == 2
@@ -476,9 +379,7 @@ def test_a_run_begun_before_there_were_groups_stays_in_one(
     begin(folder, again)  # The same run: otherwise this is refused.
 
 
-def test_only_a_run_without_a_record_may_save_at_another_frequency(
-    store: Path, tmp_path: Path
-) -> None:
+def test_only_a_run_without_a_record_may_save_at_another_frequency(store, tmp_path):
     plain, recorded = tmp_path / "plain", tmp_path / "recorded"
     begin(plain, plan_online(store, plain, **PPO, save_frequency=32))
     begin(plain, plan_online(store, plain, **PPO, save_frequency=16))
@@ -490,7 +391,7 @@ def test_only_a_run_without_a_record_may_save_at_another_frequency(
 
 
 @pytest.mark.slow
-def test_the_same_command_resumes_after_the_store_has_grown(store: Path, tmp_path: Path) -> None:
+def test_the_same_command_resumes_after_the_store_has_grown(store, tmp_path):
     """It has grown by the run's own record; and --init is needed at the beginning only."""
     shutil.copytree(store, tmp_path / "other")
     train_online(store, tmp_path / "first", **DQN)
@@ -511,13 +412,11 @@ def test_the_same_command_resumes_after_the_store_has_grown(store: Path, tmp_pat
 
 
 @pytest.mark.parametrize("recorded", [PPO], indirect=True)
-def test_init_takes_models_and_network_of_the_other_run(
-    recorded: Recorded, store: Path, tmp_path: Path
-) -> None:
+def test_init_takes_models_and_network_of_the_other_run(recorded, store, tmp_path):
     first = Path(shutil.copytree(recorded.run, tmp_path / "first"))
     models = recorded.config.models
 
-    def plan(algo: Any = PPO, **changes: Any) -> OnlineRun:
+    def plan(algo=PPO, **changes):
         defaults = {"fusion_size": 256, "hidden": ("256",), "frame_stack": 4, "models": ()}
         flags = {**algo, **defaults, "init": str(first), **changes}
         return plan_online(store, tmp_path / "new", **flags)
@@ -545,13 +444,13 @@ def test_init_takes_models_and_network_of_the_other_run(
         plan(models=(RESNET,))
 
 
-def test_init_takes_the_network_on_pixels_of_the_other_run(store: Path, tmp_path: Path) -> None:
+def test_init_takes_the_network_on_pixels_of_the_other_run(store, tmp_path):
     first = plan_online(store, tmp_path / "first", **PPO | PIXELS | {"frame_stack": 2})
     begin(tmp_path / "first", first)
     saved = {"online": make_network(first, (), ())}
     checkpoint.save(tmp_path / "first" / "checkpoints", 1, saved)
 
-    def plan(**changes: Any) -> OnlineRun:
+    def plan(**changes):
         other = {"parameters": None, "frame_stack": None, "init": str(tmp_path / "first")}
         return plan_online(store, tmp_path / "new", **PPO | PIXELS | other | changes)
 
@@ -566,9 +465,7 @@ def test_init_takes_the_network_on_pixels_of_the_other_run(store: Path, tmp_path
 
 
 @pytest.mark.parametrize("recorded", [PPO], indirect=True)
-def test_init_takes_the_torso_and_with_the_same_algorithm_everything(
-    recorded: Recorded, store: Path, tmp_path: Path
-) -> None:
+def test_init_takes_the_torso_and_with_the_same_algorithm_everything(recorded, store, tmp_path):
     old = load_file(checkpoint.latest(recorded.run / "checkpoints"))
     for flags, prefix in ((PPO, ""), (DQN, "torso.")):
         config = plan_online(store, tmp_path / "run", **flags, init=str(recorded.run))
@@ -581,10 +478,10 @@ def test_init_takes_the_torso_and_with_the_same_algorithm_everything(
     assert train_playing(tmp_path / "run", config, "cpu").steps == STEPS
 
 
-def test_stored_data_of_another_protocol_is_not_mixed_in(store: Path, tmp_path: Path) -> None:
+def test_stored_data_of_another_protocol_is_not_mixed_in(store, tmp_path):
     flags = {**DQN, "max_episode_steps": None, "offline_fraction": 0.5}
 
-    def refuse(message: str) -> None:
+    def refuse(message):
         with pytest.raises(UsageError, match=message):
             plan_online(store, tmp_path / "run", **flags)
 
@@ -601,20 +498,7 @@ def test_stored_data_of_another_protocol_is_not_mixed_in(store: Path, tmp_path: 
         refuse(message)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"algo": "cql"}, {"algo": "ppo", "parameters": 5}, {"algo": "ppo", "add": ("vit",)},
-        {"algo": "ppo", "fusion": "nature", "fusion_size": 256, "hidden": ("256",)},
-        {"algo": "dqn", "offline_fraction": 1.5}, {"algo": "dqn", "clip_coef": 0.3},
-    ],
-)  # fmt: skip
-def test_options_that_exclude_each_other(tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="--"):
-        plan_online(tmp_path / "store", tmp_path / "run", **change)
-
-
-def collect_with(store: Path, run: Path, epsilon: float, **changes: Any) -> list[tuple[Any, ...]]:
+def collect_with(store, run, epsilon, **changes):
     """What `wsa collect --policy` stores of its first two environments."""
     details: dict[str, Any] = {"steps": 40, "num_envs": 2, **changes}
     options = CollectOptions(
@@ -630,9 +514,7 @@ def collect_with(store: Path, run: Path, epsilon: float, **changes: Any) -> list
     )
 
 
-def test_a_trained_run_collects_as_a_behavior_policy(
-    recorded: Recorded, store: Path, tmp_path: Path
-) -> None:
+def test_a_trained_run_collects_as_a_behavior_policy(recorded, store, tmp_path):
     wide, short = (Path(shutil.copytree(store, tmp_path / name)) for name in ("wide", "short"))
     played = collect_with(store, recorded.run, 0.3)
     newest = checkpoint.latest(recorded.run / "checkpoints").read_bytes()

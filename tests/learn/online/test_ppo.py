@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 from learn_kit import PPO, WalkRun
-from numpy.typing import NDArray
 
-from wsa.learn.configs.algorithms import PPOConfig
 from wsa.learn.online import ppo
 from wsa.store.common.errors import UsageError
 
@@ -22,13 +19,13 @@ pytestmark = pytest.mark.usefixtures("one_thread", "checked_shapes")
 class StateValue(torch.nn.Module):
     """Values a frame at the number of its state; takes any action."""
 
-    def forward(self, stacks: torch.Tensor) -> Any:
+    def forward(self, stacks):
         values = stacks[:, -1].float() @ torch.arange(float(stacks.shape[2]))
         return torch.zeros(len(stacks), 3), values, None
 
 
 @pytest.mark.parametrize("life_loss", [False, True])
-def test_advantages_bootstrap_from_the_true_next_state(tmp_path: Path, life_loss: bool) -> None:
+def test_advantages_bootstrap_from_the_true_next_state(tmp_path, life_loss):
     """After a truncation from the last frame, not from the reset one; after an end from nothing."""
     config = msgspec.structs.replace(PPO, num_steps=60, terminal_on_life_loss=life_loss)
     run = WalkRun(tmp_path, config)
@@ -36,7 +33,7 @@ def test_advantages_bootstrap_from_the_true_next_state(tmp_path: Path, life_loss
     played: list[Any] = []
     real_step = env.step
 
-    def step(actions: NDArray[np.int64]) -> Any:
+    def step(actions):
         lives = env.lives.copy()
         moved = env.state + np.array([-1, 1, 0])[actions]
         _, rewards, terminated, truncated, _ = result = real_step(actions)
@@ -71,7 +68,7 @@ def test_advantages_bootstrap_from_the_true_next_state(tmp_path: Path, life_loss
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
-def test_the_first_update_sees_the_policy_that_played(tmp_path: Path, recurrent: bool) -> None:
+def test_the_first_update_sees_the_policy_that_played(tmp_path, recurrent):
     """The ratio of probabilities begins at 1, with the same dropout and the same memory."""
     config = msgspec.structs.replace(PPO, recurrent=recurrent)
     run = WalkRun(tmp_path, config)
@@ -93,9 +90,7 @@ def test_the_first_update_sees_the_policy_that_played(tmp_path: Path, recurrent:
 @pytest.mark.parametrize(
     ("clip", "reach"), [({"clip_vloss": False}, None), ({}, 0.1), ({"vf_clip_coef": 0.02}, 0.02)]
 )
-def test_the_value_loss_is_half_the_squared_error(
-    tmp_path: Path, clip: dict[str, Any], reach: float | None
-) -> None:
+def test_the_value_loss_is_half_the_squared_error(tmp_path, clip, reach):
     """Clipped by default; vf_coef 1 is what Stable-Baselines3 calls 0.5."""
     config = msgspec.structs.replace(PPO, vf_coef=1.0, ent_coef=0.0, norm_adv=False, **clip)
     run = WalkRun(tmp_path, config)
@@ -118,13 +113,11 @@ def test_the_value_loss_is_half_the_squared_error(
     assert loss.item() == pytest.approx(value_loss, rel=1e-4)
 
 
-def test_anneal_clip_lowers_the_clipping_range_to_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_anneal_clip_lowers_the_clipping_range_to_nothing(tmp_path, monkeypatch):
     ranges = []
     update = ppo.update_policy
 
-    def spy(config: PPOConfig, *rest: Any) -> Any:
+    def spy(config, *rest):
         ranges.append(config.clip_coef)
         return update(config, *rest)
 
@@ -136,12 +129,12 @@ def test_anneal_clip_lowers_the_clipping_range_to_nothing(
     assert ranges == pytest.approx([0.1, 0.1, 0.1, 0.075, 0.05, 0.025])
 
 
-def test_a_run_ends_with_its_last_whole_rollout() -> None:
+def test_a_run_ends_with_its_last_whole_rollout():
     assert PPO.last_step == 256
     assert msgspec.structs.replace(PPO, total_timesteps=255).last_step == 192
 
 
-def test_a_recurrent_minibatch_holds_whole_sequences() -> None:
+def test_a_recurrent_minibatch_holds_whole_sequences():
     config = msgspec.structs.replace(PPO, recurrent=True)
     torch.manual_seed(0)
     used = []
@@ -161,6 +154,6 @@ def test_a_recurrent_minibatch_holds_whole_sequences() -> None:
         {"num_envs": 1, "num_steps": 2, "num_minibatches": 2}, {"total_timesteps": 10},
     ],
 )  # fmt: skip
-def test_options_out_of_range_are_refused(change: dict[str, Any]) -> None:
+def test_options_out_of_range_are_refused(change):
     with pytest.raises(UsageError, match="--"):
         msgspec.structs.replace(PPO, **change)

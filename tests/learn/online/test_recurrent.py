@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,7 +20,7 @@ from wsa.learn.networks.recurrent import RecurrentActorCritic
 pytestmark = pytest.mark.usefixtures("one_thread", "checked_shapes")
 
 
-def test_memory_is_reset_where_an_episode_begins_and_only_there() -> None:
+def test_memory_is_reset_where_an_episode_begins_and_only_there():
     torch.manual_seed(0)
     torso = ActorCritic(Inputs(((2, STATES),)), 3, NETWORK).torso
     network = RecurrentActorCritic(torso, 3)
@@ -38,7 +37,7 @@ def test_memory_is_reset_where_an_episode_begins_and_only_there() -> None:
         assert torch.allclose(alone, whole[t:], rtol=1.3e-6, atol=1e-5) == same
 
 
-def test_evaluation_carries_a_memory_for_each_environment(tmp_path: Path) -> None:
+def test_evaluation_carries_a_memory_for_each_environment(tmp_path):
     network = WalkRun(tmp_path, msgspec.structs.replace(PPO, recurrent=True)).network
     torch.nn.init.orthogonal_(network.actor.weight, 5.0)
     generator = np.random.default_rng(0)
@@ -63,7 +62,7 @@ def test_evaluation_carries_a_memory_for_each_environment(tmp_path: Path) -> Non
     assert (played != np.array(forgetful).T).any()
 
 
-def test_a_masked_model_has_no_part_in_logits_memory_and_weights() -> None:
+def test_a_masked_model_has_no_part_in_logits_memory_and_weights():
     torch.manual_seed(0)
     config = NetworkConfig(FusionConfig(size=8), frame_stack=2, normalize="none")
     network = RecurrentActorCritic(Torso(Inputs(((2, 5), (2, 3))), config), 3)
@@ -79,7 +78,7 @@ def test_a_masked_model_has_no_part_in_logits_memory_and_weights() -> None:
     assert not torch.equal(one[0], unmasked[0])
 
     class FirstStack:
-        def see(self, *_: Any) -> Any:
+        def see(self, *_):
             return stacks[:1]
 
     seen: Any = FirstStack()
@@ -92,7 +91,7 @@ def test_a_masked_model_has_no_part_in_logits_memory_and_weights() -> None:
 @pytest.mark.parametrize(
     ("size", "millions"), [(128, 4.45), (256, 9.11), (512, 19.2), (1024, 42.6)]
 )
-def test_it_has_the_papers_number_of_parameters(size: int, millions: float) -> None:
+def test_it_has_the_papers_number_of_parameters(size, millions):
     """Those of the published fork's WSA with an LSTM, 6 actions, and one frame in a state."""
     shapes = ((1, 512), (1, 21, 21, 128), (1, 21, 21, 4), (1, 84, 84, 20), (1, 16, 16, 64))
     config = NetworkConfig(make_fusion_config("wsa", "paper", size=size), frame_stack=1)

@@ -1,10 +1,6 @@
 """Online runs whose models run on the workers of a Dask scheduler."""
 
-from __future__ import annotations
-
 import logging
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,9 +28,7 @@ from wsa.store.objects.snapshot import take_snapshot
         ),
     ],
 )  # fmt: skip
-def test_workers_give_the_same_bits_and_the_same_run(
-    models: tuple[str, ...], workers: dict[str, Any], tmp_path: Path
-) -> None:
+def test_workers_give_the_same_bits_and_the_same_run(models, workers, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     flags = {**SHORT_PPO, "models": models, "output": "pooled", "total_timesteps": 32}
     config = plan_online(tmp_path / "store", here, **flags)
@@ -59,10 +53,8 @@ def test_workers_give_the_same_bits_and_the_same_run(
     assert read_metrics(there) == read_metrics(here)
 
 
-def test_a_wrong_or_silent_address_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> Any:
+def test_a_wrong_or_silent_address_is_an_error(tmp_path, monkeypatch):
+    def refuse(*_, **__):
         raise OSError("refused")
 
     monkeypatch.setattr("wsa.encode.jobs.cluster._Client", refuse)

@@ -1,10 +1,5 @@
 """Online PPO and DQN on a game of five states: they learn, repeat, and resume to the bit."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import jaxtyping
 import msgspec
 import numpy as np
@@ -22,7 +17,6 @@ from learn_kit import (
     screens_of,
 )
 
-from wsa.learn.configs.algorithms import PPOConfig
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.training import checkpoint
 
@@ -32,7 +26,7 @@ RECURRENT = msgspec.structs.replace(PPO, recurrent=True)
 WINDOWS = (4, 1, 2)
 
 
-def slow(*values: Any) -> Any:
+def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -47,13 +41,11 @@ def slow(*values: Any) -> Any:
         slow(RECURRENT, WINDOWS, 1),
     ],
 )
-def test_a_killed_run_resumes_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any, windows: Any, groups: int
-) -> None:
+def test_a_killed_run_resumes_to_the_bit(tmp_path, monkeypatch, config, windows, groups):
     # An environment is replayed from the start of its stretch; here it has several of them.
     monkeypatch.setattr("wsa.learn.online.env_runner.STRETCH", 20)
 
-    def make(name: str) -> WalkRun:
+    def make(name):
         return WalkRun(tmp_path / name, config, windows=windows, groups=groups)
 
     whole = make("whole")
@@ -79,7 +71,7 @@ def test_a_killed_run_resumes_to_the_bit(
 
 
 @pytest.mark.parametrize("recurrent", [False, slow(True)])
-def test_ppo_learns_the_walk(tmp_path: Path, recurrent: bool) -> None:
+def test_ppo_learns_the_walk(tmp_path, recurrent):
     size = (
         {"total_timesteps": 8192, "num_envs": 8, "learning_rate": 2e-3}
         if recurrent
@@ -93,7 +85,7 @@ def test_ppo_learns_the_walk(tmp_path: Path, recurrent: bool) -> None:
 
 
 @pytest.mark.slow
-def test_dqn_learns_the_walk(tmp_path: Path) -> None:
+def test_dqn_learns_the_walk(tmp_path):
     config = msgspec.structs.replace(
         DQN, total_timesteps=6000, target_network_frequency=200, train_frequency=3, end_e=0.0,
         learning_starts=200, gamma=0.9, buffer_size=6000, log_frequency=30, save_frequency=150,
@@ -113,15 +105,13 @@ def test_dqn_learns_the_walk(tmp_path: Path) -> None:
     assert values.amax(dim=1).tolist() == pytest.approx([0.81, 0.9, 1.0], abs=0.15)
 
 
-def episode_returns(folder: Path) -> list[float]:
+def episode_returns(folder):
     name = "charts/episodic_return"
     return [line[name] for line in read_metrics(folder) if name in line]
 
 
 @pytest.mark.parametrize("config", [PPO, DQN])
-def test_a_run_depends_on_its_seed_alone_and_keeps_only_what_it_needs(
-    tmp_path: Path, config: Any
-) -> None:
+def test_a_run_depends_on_its_seed_alone_and_keeps_only_what_it_needs(tmp_path, config):
     weights = {}
     for name, seed, global_seed in (("a", 1, 5), ("b", 1, 6), ("c", 2, 5)):
         run = WalkRun(tmp_path / name, config, seed=seed)
@@ -140,9 +130,7 @@ def test_a_run_depends_on_its_seed_alone_and_keeps_only_what_it_needs(
 
 
 @pytest.mark.parametrize("config", [PPO, DQN])
-def test_terminal_on_life_loss_does_not_change_the_reported_episodes(
-    tmp_path: Path, config: Any
-) -> None:
+def test_terminal_on_life_loss_does_not_change_the_reported_episodes(tmp_path, config):
     reported = []
     for life_loss in (False, True):
         folder = tmp_path / str(life_loss)
@@ -156,11 +144,11 @@ def test_terminal_on_life_loss_does_not_change_the_reported_episodes(
 
 
 @pytest.mark.parametrize("config", [PPO, DQN])
-def test_dropout_acts_in_updates_only(tmp_path: Path, config: Any) -> None:
+def test_dropout_acts_in_updates_only(tmp_path, config):
     network = msgspec.structs.replace(NETWORK, fusion=FusionConfig(size=16, dropout=0.5))
     config = msgspec.structs.replace(config, total_timesteps=config.total_timesteps // 2)
     run = WalkRun(tmp_path, config, network=network)
-    modes: set[tuple[bool, bool]] = set()
+    modes = set()
     run.network.torso.register_forward_hook(
         lambda module, *_: modes.add((module.training, torch.is_grad_enabled()))
     )
@@ -173,9 +161,7 @@ def test_dropout_acts_in_updates_only(tmp_path: Path, config: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Of torch.compile's own.
 @pytest.mark.parametrize("config", [PPO, DQN, RECURRENT])
-def test_a_compiled_network_acts_with_the_new_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any
-) -> None:
+def test_a_compiled_network_acts_with_the_new_weights(tmp_path, monkeypatch, config):
     # torch.compile cannot trace the checks of shapes.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     run = WalkRun(tmp_path, config, compiled=True)
@@ -197,10 +183,10 @@ def test_a_compiled_network_acts_with_the_new_weights(
                 parameter += 0.1
 
 
-def test_dead_rows_are_logged_for_a_fusion_that_can_die(tmp_path: Path) -> None:
+def test_dead_rows_are_logged_for_a_fusion_that_can_die(tmp_path):
     from wsa.learn.configs.fusions import make_fusion_config
 
-    config: PPOConfig = msgspec.structs.replace(PPO, total_timesteps=128)
+    config = msgspec.structs.replace(PPO, total_timesteps=128)
     paper = make_fusion_config(preset="paper", size=16)
     WalkRun(tmp_path, config, network=msgspec.structs.replace(NETWORK, fusion=paper)).train()
     logged = [line["wsa/dead_rows"] for line in read_metrics(tmp_path) if "wsa/dead_rows" in line]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from learn_kit import (
 
 from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
-from wsa.encode.models.registry import Request, parse_request
+from wsa.encode.models.registry import parse_request
 from wsa.encode.registration.register import register
 from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.runs.dry_run import estimate
@@ -32,7 +31,7 @@ from wsa.store.format.records import EmbeddingMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,13 +41,13 @@ DQN: dict[str, Any] = {**SHORT_DQN, **MODELS}
 
 
 @pytest.fixture(scope="module")
-def requests(stacked: Callable[..., Any]) -> list[Request]:
+def requests(stacked):
     """Models of four frames, of one, and of two."""
     return [stacked(4), parse_request(RESNET, {}, "pooled"), stacked(2)]
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory, requests: list[Request]) -> Path:
+def registered(tmp_path_factory, requests):
     """A store that has the models, and nothing of the game."""
     store = tmp_path_factory.mktemp("registered") / "store"
     backend = open_store(str(store), create=True)
@@ -58,12 +57,12 @@ def registered(tmp_path_factory: pytest.TempPathFactory, requests: list[Request]
 
 
 @pytest.fixture
-def store(registered: Path, tmp_path: Path) -> Path:
+def store(registered, tmp_path):
     """A copy of that store."""
     return Path(shutil.copytree(registered, tmp_path / "store", copy_function=os.link))
 
 
-def forget_embeddings(snapshot: Snapshot, store: Path) -> None:
+def forget_embeddings(snapshot, store):
     """Remove the commits of all embeddings from a store."""
     for path, commit in snapshot.commits.items():
         if isinstance(commit.meta, EmbeddingMeta):
@@ -72,10 +71,7 @@ def forget_embeddings(snapshot: Snapshot, store: Path) -> None:
 
 
 @pytest.mark.parametrize("algo", [PPO, pytest.param(DQN, marks=pytest.mark.slow)])
-def test_a_run_records_what_encoding_gives_with_one_pass_each(
-    store: Path, tmp_path: Path, algo: dict[str, Any], requests: list[Request],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_a_run_records_what_encoding_would_give(store, tmp_path, algo, requests, monkeypatch):
     # Segments end inside of episodes.
     monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", 15)
     config, played = train_online(store, tmp_path / "one", **algo, record=True)
@@ -133,9 +129,7 @@ def test_a_run_records_what_encoding_gives_with_one_pass_each(
 
 
 @pytest.mark.slow
-def test_a_killed_run_records_each_window_once(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_records_each_window_once(store, tmp_path, monkeypatch):
     monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", 10)
     flags = {**PPO, "total_timesteps": 48, "record": True, "save_frequency": 16}
     stores = store, Path(shutil.copytree(store, tmp_path / "other"))
@@ -161,9 +155,7 @@ def test_a_killed_run_records_each_window_once(
 
 
 @pytest.mark.slow
-def test_a_model_with_a_window_may_stand_alone_or_give_the_context(
-    store: Path, tmp_path: Path
-) -> None:
+def test_a_model_with_a_window_may_stand_alone_or_give_the_context(store, tmp_path):
     short = {"total_timesteps": 16}
     flags = {**PPO, **short, "models": ("stacked4",)}
     config, played = train_online(store, tmp_path / "alone", **flags)
@@ -181,6 +173,6 @@ def test_a_model_with_a_window_may_stand_alone_or_give_the_context(
     assert estimate(snapshot, config, "cpu")["table_bytes"] == 16 * (2 * width + 2 * 16 + 4)
 
 
-def test_the_papers_encoders_keep_their_windows_and_shapes(store: Path, tmp_path: Path) -> None:
+def test_the_papers_encoders_keep_their_windows_and_shapes(store, tmp_path):
     config = plan_online(store, tmp_path / "run", **{**PPO, "models": ("vos:random", "sr:random")})
     assert config.model_windows == (2, 1) and config.shapes == ((512,), (608,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -13,24 +12,23 @@ from numpy.typing import NDArray
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.models.paper import load
 from wsa.learn.probe import inputs
-from wsa.learn.probe.probe import FLOOR, Plan, Table, probe, usable_variables
-from wsa.learn.probe.samples import SampledSteps, draw
+from wsa.learn.probe.probe import FLOOR, Plan, probe, usable_variables
+from wsa.learn.probe.samples import draw
 from wsa.learn.probe.targets import action_target, reward_target
-from wsa.store.backends.base import Backend
 from wsa.store.format.records import EmbeddingMeta, ModelMeta
 from wsa.store.objects.model_spec import Identity, ModelSpec
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.writer import commit_embedding, commit_model
 from wsa.store.testing.faults import MemoryBackend
 
 
 @pytest.fixture
-def store(in_memory: Backend) -> Backend:
+def store(in_memory):
     return in_memory
 
 
 @pytest.fixture(scope="module")
-def known_rewards(kit: ModuleType) -> Snapshot:
+def known_rewards(kit):
     """Episodes of five steps; the embeddings of `lite0` are the reward, those of `vit` are noise."""
     store = MemoryBackend()
     store.put_new("wsa.json", b'{"format":1}')
@@ -46,31 +44,29 @@ def known_rewards(kit: ModuleType) -> Snapshot:
     return take_snapshot(store)
 
 
-def draw_samples(snapshot: Snapshot, labeler: Any, samples: int) -> SampledSteps:
+def draw_samples(snapshot, labeler, samples):
     return draw(snapshot, snapshot.segments(), labeler, samples, 5, 1)
 
 
-def plan(models: dict[str, str], variables: list[str], **options: Any) -> Plan:
+def plan(models, variables, **options):
     defaults: dict[str, Any] = {"ordered": True, "state": False, "f1": True}
     defaults |= {"untrained": 0, "frames": False, "seed": 1}
     return Plan(models, variables, **{**defaults, **options})
 
 
-def r2_of(table: Table, name: str, variable: str) -> float:
+def r2_of(table, name, variable):
     (line,) = [line for line in table.lines if line.name == name]
     scores = line.scores("both")
     assert scores
     return float(scores.r2[table.ordered.index(variable)])
 
 
-def test_a_model_that_knows_the_reward_is_ranked_above_noise(
-    kit: ModuleType, known_rewards: Snapshot
-) -> None:
+def test_a_model_that_knows_the_reward_is_ranked_above_noise(kit, known_rewards):
     sampled = draw_samples(known_rewards, reward_target((1, 2)), 300)
     variables, left_out = usable_variables(sampled, 0)
     assert not left_out and variables == ["next step", "next 2 steps"]
     models = {kit.key("vit"): "noise", kit.key("lite0"): "known"}
-    progress: list[tuple[int, int]] = []
+    progress = []
     table = probe(
         known_rewards, kit.GAME, sampled, plan(models, variables),
         lambda *counts: progress.append(counts),
@@ -87,7 +83,7 @@ def test_a_model_that_knows_the_reward_is_ranked_above_noise(
     assert "transfer" not in known.sums  # There is only random play.
 
 
-def test_actions_have_no_order(kit: ModuleType, known_rewards: Snapshot) -> None:
+def test_actions_have_no_order(kit, known_rewards):
     sampled = draw_samples(known_rewards, action_target, 200)
     models = {kit.key("lite0"): "known"}
     table = probe(known_rewards, kit.GAME, sampled, plan(models, ["action"], ordered=False))
@@ -100,11 +96,11 @@ Embeddings = dict[tuple[str, str], NDArray[Any]]
 
 
 @pytest.fixture(scope="module")
-def two_windows(kit: ModuleType) -> tuple[Snapshot, SampledSteps, Embeddings]:
+def two_windows(kit):
     """A store with a model of one frame and one of four, 40 steps, and the stored embeddings."""
     store = MemoryBackend()
     store.put_new("wsa.json", b'{"format":1}')
-    embeddings: Embeddings = {}
+    embeddings = {}
     for number in range(3):
         meta, _ = kit.add_segment(store, number, steps=30, ends=(4, 9, 20), frames=12)
         for alias, window in (("lite0", 1), ("stacked", 4)):
@@ -115,9 +111,7 @@ def two_windows(kit: ModuleType) -> tuple[Snapshot, SampledSteps, Embeddings]:
     return snapshot, draw_samples(snapshot, action_target, 40), embeddings
 
 
-def test_inputs_are_the_embeddings_and_pixels_of_the_samples(
-    kit: ModuleType, two_windows: tuple[Snapshot, SampledSteps, Embeddings]
-) -> None:
+def test_inputs_are_the_embeddings_and_pixels_of_the_samples(kit, two_windows):
     """Embeddings of one frame are stored by frame, those of a window by row."""
     snapshot, sampled, stored_embeddings = two_windows
     for alias in ("lite0", "stacked"):
@@ -131,7 +125,7 @@ def test_inputs_are_the_embeddings_and_pixels_of_the_samples(
     assert pixels.shape == (40, 20) and pixels.dtype == np.uint8 and pixels.std() > 0
 
 
-def make_spec(alias: str, output: str, random: bool = False) -> ModelSpec:
+def make_spec(alias, output, random=False):
     """The spec of one of wsa's own encoders, as a store has it."""
     model = load.build(f"wsa:{alias}", "random")
     identity = Identity(
@@ -140,35 +134,7 @@ def make_spec(alias: str, output: str, random: bool = False) -> ModelSpec:
     return ModelSpec(alias, f"wsa:{alias}", identity, (), "package", "", 0.0, {})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("alias", "output"), [("sr", "pooled+rp:8"), ("okk", "map")])
-def test_untrained_networks_are_those_of_their_seeds(
-    kit: ModuleType, two_windows: tuple[Snapshot, SampledSteps, Embeddings], alias: str, output: str
-) -> None:
-    snapshot, sampled, _ = two_windows
-    spec = make_spec(alias, output)
-    assert inputs.has_untrained(spec)
-    zero, one = inputs.untrained(snapshot, sampled, spec, (0, 1))
-    model = load.build(f"wsa:{alias}", "random")
-    unreduced = msgspec.structs.replace(inputs.parse_output(output), reduction="", numbers=0)
-    encoder = Encoder(model, model.preprocessing, unreduced)
-    meta, frames, rows = next(
-        drawn
-        for drawn in zip(sampled.segments, sampled.frames, sampled.rows, strict=True)
-        if len(drawn[1])
-    )
-    if model.window == 1:
-        first = snapshot.read_frames(meta)[frames[:1]]
-    else:
-        window = kit.window_of(snapshot.read_rows(meta), model.window)[rows[0]]
-        first = snapshot.read_frames(meta)[snapshot.read_rows(meta)["frame"][window]][None]
-    assert (zero[0] == stored(encoder(first)).reshape(-1)).all()
-    assert zero.shape == one.shape == (40, zero.shape[1]) and (zero != one).any()
-
-
-def test_untrained_networks_and_pixels_are_probed_beside_the_encoders(
-    kit: ModuleType, store: Backend
-) -> None:
+def test_untrained_networks_and_pixels_are_probed_beside_the_encoders(kit, store):
     specs = [make_spec("vos", "pooled"), make_spec("vos", "pooled", random=True)]
     models = dict(zip([spec.key for spec in specs], ["vos", "vos:random"], strict=True))
     for spec in specs:
@@ -191,15 +157,13 @@ def test_untrained_networks_and_pixels_are_probed_beside_the_encoders(
     ]  # fmt: skip
 
 
-def test_the_untrained_network_has_the_inputs_of_the_encoder(
-    two_windows: tuple[Snapshot, SampledSteps, Embeddings],
-) -> None:
+def test_the_untrained_network_has_the_inputs_of_the_encoder(two_windows):
     """`sr` is the paper's network of four large frames, or one of a small frame."""
     snapshot, sampled, _ = two_windows
     spec = make_spec("sr", "pooled")
     small, paper = load.networks("sr")
 
-    def spec_of(network: Any, window: int) -> ModelSpec:
+    def spec_of(network, window):
         preprocessing = load.network("sr", where=network).sees.preprocessing()
         identity = msgspec.structs.replace(
             spec.identity, preprocessing=preprocessing, window=window
@@ -216,7 +180,7 @@ def test_the_untrained_network_has_the_inputs_of_the_encoder(
     assert not inputs.has_untrained(spec_of(paper, 3))
 
 
-def test_only_encoders_with_weights_of_wsas_own_have_untrained_networks() -> None:
+def test_only_encoders_with_weights_of_wsas_own_have_untrained_networks():
     for name in ("lab.nets:make", "wsa:nothing"):
         spec = msgspec.structs.replace(make_spec("sr", "pooled"), timm_name=name)
         assert not inputs.has_untrained(spec)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from wsa.learn.probe.samples import SampledSteps, choose, draw, is_better, max_drawn
+from wsa.learn.probe.samples import choose, draw, is_better, max_drawn
 from wsa.learn.probe.targets import action_target, horizons_of, reward_target
-from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.writer import commit_segment
 from wsa.store.testing.faults import MemoryBackend
 
@@ -21,17 +19,17 @@ TRAINED_RUN = "0123456789ac"
 
 
 @pytest.fixture
-def store(in_memory: Backend) -> Backend:
+def store(in_memory):
     return in_memory
 
 
-def add_trained_play(kit: ModuleType, store: Backend, number: int, **options: Any) -> None:
+def add_trained_play(kit, store, number, **options):
     meta, arrays = kit.fake_segment(number, run=TRAINED_RUN, **options)
     commit_segment(store, msgspec.structs.replace(meta, policy="ppo 0123 eps 0.2"), arrays)
 
 
 @pytest.fixture(scope="module")
-def both_kinds(kit: ModuleType) -> Snapshot:
+def both_kinds(kit):
     """Four segments of random play, and three of better play, in episodes of five steps."""
     store = MemoryBackend()
     store.put_new("wsa.json", b'{"format":1}')
@@ -43,11 +41,11 @@ def both_kinds(kit: ModuleType) -> Snapshot:
     return take_snapshot(store)
 
 
-def draw_actions(snapshot: Snapshot, samples: int = 300, seed: int = 1) -> SampledSteps:
+def draw_actions(snapshot, samples=300, seed=1):
     return draw(snapshot, snapshot.segments(), action_target, samples, 5, seed)
 
 
-def test_an_episode_is_in_one_part_of_a_split(both_kinds: Snapshot) -> None:
+def test_an_episode_is_in_one_part_of_a_split(both_kinds):
     segments = [meta for meta in both_kinds.segments() if not is_better(meta)]
     sampled = draw(both_kinds, segments, action_target, 200, 5, 1)
     episodes = np.concatenate(
@@ -67,7 +65,7 @@ def test_an_episode_is_in_one_part_of_a_split(both_kinds: Snapshot) -> None:
     assert times_tested.max() == 1
 
 
-def test_random_and_better_play_have_equal_shares_in_every_split(both_kinds: Snapshot) -> None:
+def test_random_and_better_play_have_equal_shares_in_every_split(both_kinds):
     sampled = draw_actions(both_kinds, 200)
     assert sampled.better.sum() == 100 and len(sampled) == 200
     expected = np.repeat([is_better(m) for m in sampled.segments], list(map(len, sampled.rows)))
@@ -84,15 +82,13 @@ def test_random_and_better_play_have_equal_shares_in_every_split(both_kinds: Sna
     assert max_drawn(both_kinds.segments(), 200) == 200
 
 
-def test_segments_of_random_and_of_better_play_are_chosen(
-    kit: ModuleType, both_kinds: Snapshot
-) -> None:
+def test_segments_of_random_and_of_better_play_are_chosen(kit, both_kinds):
     chosen = choose(both_kinds, kit.GAME, [], (), 240)
     assert [is_better(meta) for meta in chosen] == [False, False, True, True]
     assert len(choose(both_kinds, kit.GAME, [], ("random",), 240)) == 4
 
 
-def test_segments_that_every_model_has_encoded_are_chosen(kit: ModuleType, store: Backend) -> None:
+def test_segments_that_every_model_has_encoded_are_chosen(kit, store):
     metas = []
     for number in range(3):
         meta, _ = kit.add_segment(store, number, steps=10)
@@ -108,14 +104,14 @@ def test_segments_that_every_model_has_encoded_are_chosen(kit: ModuleType, store
         choose(snapshot, kit.GAME, both, ("expert",), 1000)
 
 
-def test_a_policy_that_only_explores_plays_at_random(kit: ModuleType) -> None:
+def test_a_policy_that_only_explores_plays_at_random(kit):
     meta, _ = kit.fake_segment()
     policies = ("random", "ppo 01ab eps 1", "ppo 01ab eps 0.1", "online ppo", "expert")
     better = [is_better(msgspec.structs.replace(meta, policy=policy)) for policy in policies]
     assert better == [False, False, True, True, True]
 
 
-def test_no_frame_of_training_is_tested(kit: ModuleType, store: Backend) -> None:
+def test_no_frame_of_training_is_tested(kit, store):
     for number in range(4):
         kit.add_segment(store, number, steps=40, ends=tuple(range(3, 40, 4)), frames=20)
     snapshot = take_snapshot(store)
@@ -133,7 +129,7 @@ def test_no_frame_of_training_is_tested(kit: ModuleType, store: Backend) -> None
     assert [r.tolist() for r in other.rows] != [r.tolist() for r in sampled.rows]
 
 
-def test_few_episodes_are_split_by_segment(kit: ModuleType, store: Backend) -> None:
+def test_few_episodes_are_split_by_segment(kit, store):
     for number in range(2):
         kit.add_segment(store, number, steps=40, cut=number > 0)
     with pytest.raises(MissingError, match=r"2 segments of random play in .* 3 episodes"):
@@ -149,7 +145,7 @@ def test_few_episodes_are_split_by_segment(kit: ModuleType, store: Backend) -> N
     assert sampled.groups.unit == "episodes and segments"
 
 
-def test_labels_are_the_signs_of_the_rewards_ahead() -> None:
+def test_labels_are_the_signs_of_the_rewards_ahead():
     #                   first episode, ends | second, continues in another segment
     rows = {
         "action": np.array([0, 1, 0, -1, 2, 0, 0, -1]),
@@ -167,7 +163,7 @@ def test_labels_are_the_signs_of_the_rewards_ahead() -> None:
 
 
 @pytest.mark.parametrize("words", [(), ("x",), ("0",), ("1001",), ("-1",)])
-def test_horizons_are_numbers(words: tuple[str, ...]) -> None:
+def test_horizons_are_numbers(words):
     with pytest.raises(UsageError, match="give numbers of steps from 1 to 1000"):
         horizons_of(words)
     assert horizons_of(("10", "1", "10")) == (10, 1)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from wsa.learn.probe import scores, tables
 from wsa.learn.probe.probe import (
@@ -15,7 +14,6 @@ from wsa.learn.probe.probe import (
     Line,
     Plan,
     Table,
-    Way,
     compare,
     seen_before,
     usable_variables,
@@ -27,7 +25,7 @@ EPISODES, STEPS = 20, 18
 
 
 @pytest.fixture
-def sampled() -> SampledSteps:
+def sampled():
     """A ball and a paddle at random places, further to the right in the second half of the episodes.
 
     The ball is on the screen at two steps of three; at the others its place is noise.
@@ -48,36 +46,36 @@ def sampled() -> SampledSteps:
     )  # fmt: skip
 
 
-def compare_models(sampled: SampledSteps, f1: bool = False, **embeddings: NDArray[Any]) -> Table:
+def compare_models(sampled, f1=False, **embeddings):
     return compare(
         sampled, plan(sampled, f1), [(n, "", "model", rows) for n, rows in embeddings.items()]
     )
 
 
-def plan(sampled: SampledSteps, f1: bool = False) -> Plan:
+def plan(sampled, f1=False):
     variables, _ = usable_variables(sampled, 0.6)
     return Plan({}, variables, True, True, f1, 0, False, 1)
 
 
-def embed(sampled: SampledSteps, *names: str, noise: int = 4) -> NDArray[np.float32]:
+def embed(sampled, *names, noise=4):
     """Embeddings that contain some variables, and noise."""
     variables = [sampled.target[name] / 30 for name in names]
     noises = np.random.default_rng(1).normal(size=(len(sampled), noise))
     return np.column_stack([*variables, noises]).astype(np.float32)
 
 
-def r2_of(table: Table, name: str, variable: str, way: Way = "both") -> float:
+def r2_of(table, name, variable, way="both"):
     (line,) = [line for line in table.lines if line.name == name]
     scores = line.scores(way)
     assert scores
     return float(scores.r2[table.ordered.index(variable)])
 
 
-def has_note(table: Table, start: str) -> bool:
+def has_note(table, start):
     return any(note.startswith(start) for note in tables.notes(table, hits=True))
 
 
-def test_the_true_state_comes_first(sampled: SampledSteps) -> None:
+def test_the_true_state_comes_first(sampled):
     half = embed(sampled, "ball x", "paddle x")
     table = compare_models(sampled, one=embed(sampled, "ball y"), half=half)
     state, best, worst, floor = table.ranked()
@@ -94,9 +92,7 @@ def test_the_true_state_comes_first(sampled: SampledSteps) -> None:
     assert r2.low <= r2.value <= r2.high and r2.low < r2.high
 
 
-def test_a_measure_that_ranks_a_model_above_the_true_state_is_not_used(
-    sampled: SampledSteps,
-) -> None:
+def test_a_measure_that_ranks_a_model_above_the_true_state_is_not_used(sampled):
     """One-hot codes of the values win by F1, as an untrained network does."""
     sampled.target["paddle x"] //= 3
     places = [np.eye(34)[sampled.target[name]] for name in ("paddle x", "score")]
@@ -109,13 +105,13 @@ def test_a_measure_that_ranks_a_model_above_the_true_state_is_not_used(
     assert has_note(table, "F1 is not used for ranking: the true state has")
 
 
-def make_line(name: str, kind: Any, r2: float, hit: float) -> Line:
+def make_line(name, kind, r2, hit):
     """A line with these scores of one variable, from two episodes of four steps each."""
     sums = np.tile([4.0, 0.0, 4.0, 4 * (1 - r2), 4 * hit], (2, 1, 1))
     return Line(name, "", kind, 1, 1.0, {"both": sums}, {})
 
 
-def make_table(*state: float) -> Table:
+def make_table(*state):
     lines = [
         make_line(TRUE_STATE, "state", *state),
         make_line(FLOOR, "floor", 0, 0),
@@ -125,8 +121,8 @@ def make_table(*state: float) -> Table:
     return Table(lines, ["ball x"], ["ball x"], np.zeros(2, np.bool_), 1)
 
 
-def test_models_are_ranked_by_a_measure_that_puts_the_true_state_first() -> None:
-    def order(table: Table) -> list[str]:
+def test_models_are_ranked_by_a_measure_that_puts_the_true_state_first():
+    def order(table):
         return [line.name for line in table.ranked()]
 
     by_r2 = make_table(1, 1)
@@ -144,7 +140,7 @@ def test_models_are_ranked_by_a_measure_that_puts_the_true_state_first() -> None
     assert tables.as_json(unranked)["calibration"]["hit"]["ranks"] is False
 
 
-def test_places_are_tested_only_while_the_object_is_on_the_screen(sampled: SampledSteps) -> None:
+def test_places_are_tested_only_while_the_object_is_on_the_screen(sampled):
     rows = embed(sampled, "ball x", noise=1)
     hidden = ~sampled.shown["ball x"]
     rows[hidden] = np.random.default_rng(2).normal(size=rows[hidden].shape)
@@ -155,7 +151,7 @@ def test_places_are_tested_only_while_the_object_is_on_the_screen(sampled: Sampl
     assert tested[table.ordered.index("paddle x")] == len(sampled)
 
 
-def test_variables_that_are_rarely_shown_or_hardly_vary_are_left_out(sampled: SampledSteps) -> None:
+def test_variables_that_are_rarely_shown_or_hardly_vary_are_left_out(sampled):
     sampled.shown["ball x"] = np.arange(len(sampled)) < 20
     sampled.target["score"][:] = 3
     kept, left_out = usable_variables(sampled, 0.6)
@@ -166,7 +162,7 @@ def test_variables_that_are_rarely_shown_or_hardly_vary_are_left_out(sampled: Sa
     }
 
 
-def test_probes_of_random_play_are_tested_on_better_play(sampled: SampledSteps) -> None:
+def test_probes_of_random_play_are_tested_on_better_play(sampled):
     """Numbers that mean the opposite in better play do not transfer."""
     place = sampled.target["paddle x"] / 30
     flipped = np.column_stack([np.where(sampled.better, -place, place), sampled.better])
@@ -179,7 +175,7 @@ def test_probes_of_random_play_are_tested_on_better_play(sampled: SampledSteps) 
     assert (tested == sampled.groups.better).all()
 
 
-def test_the_narrow_score_uses_the_64_leading_axes(sampled: SampledSteps) -> None:
+def test_the_narrow_score_uses_the_64_leading_axes(sampled):
     """They do not contain a place whose axis is quieter."""
     generator = np.random.default_rng(3)
     loud = 10 * generator.normal(size=(len(sampled), 64))
@@ -190,7 +186,7 @@ def test_the_narrow_score_uses_the_64_leading_axes(sampled: SampledSteps) -> Non
     assert r2_of(table, "alone", "paddle x", "narrow") > 0.99
 
 
-def test_variables_that_no_encoder_knows_are_left_out_of_means(sampled: SampledSteps) -> None:
+def test_variables_that_no_encoder_knows_are_left_out_of_means(sampled):
     table = compare_models(
         sampled, some=embed(sampled, "ball x", "paddle x"), less=embed(sampled, "ball x")
     )
@@ -204,7 +200,7 @@ def test_variables_that_no_encoder_knows_are_left_out_of_means(sampled: SampledS
     assert "| -" in tables.means_table(noise, hits=True)
 
 
-def test_the_share_of_places_that_occur_in_training(sampled: SampledSteps) -> None:
+def test_the_share_of_places_that_occur_in_training(sampled):
     sampled.target["paddle x"][:] = np.where(
         sampled.better, np.arange(len(sampled)), sampled.target["paddle x"] % 3
     )
@@ -213,7 +209,7 @@ def test_the_share_of_places_that_occur_in_training(sampled: SampledSteps) -> No
     assert 0 < seen["ball"]["random"] < 0.2  # Of 10,000 places.
 
 
-def test_seeds_of_one_network_share_a_line_with_their_range(sampled: SampledSteps) -> None:
+def test_seeds_of_one_network_share_a_line_with_their_range(sampled):
     known = (("ball x",), ("ball x", "paddle x"), ("ball x",))
     seeds: list[Any] = [
         (f"sr untrained, seed {i}", "", "untrained", embed(sampled, *names))
@@ -228,7 +224,7 @@ def test_seeds_of_one_network_share_a_line_with_their_range(sampled: SampledStep
     assert len({row[0] for row in tables.csv_rows(table)}) == 5
 
 
-def test_intervals_resample_episodes() -> None:
+def test_intervals_resample_episodes():
     """They are wide for few episodes, narrow for many, and empty for equal episodes."""
     generator = np.random.default_rng(0)
     widths = []

@@ -1,23 +1,17 @@
 """`wsa show GAME --html`: the page of a stored game."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
-from pathlib import Path
-from types import ModuleType
 
 import browser_kit
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from wsa.learn.report import game_page, similar
 from wsa.learn.report.frame_sample import choose_segments, draw, read_pngs
 from wsa.learn.report.probe_result import read_probe
-from wsa.store.backends.base import Backend
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
@@ -25,11 +19,11 @@ HOSTILE = '<img src="https://example.org/x">'
 
 
 @pytest.fixture
-def store(in_memory: Backend) -> Backend:
+def store(in_memory):
     return in_memory
 
 
-def add_segments(kit: ModuleType, store: Backend, count: int = 5, **options: object) -> list[str]:
+def add_segments(kit, store, count=5, **options):
     """Add segments of 40 steps; one model has encoded all, the other the first two."""
     models = [kit.key("lite0"), kit.key("vit")]
     for number in range(count):
@@ -41,11 +35,11 @@ def add_segments(kit: ModuleType, store: Backend, count: int = 5, **options: obj
     return models
 
 
-def read_text(page: str) -> str:
+def read_text(page):
     return " ".join(re.sub(r"(?s)<svg.*?</svg>|<[^>]+>", " ", page).split())
 
 
-def test_the_page_has_every_section(kit: ModuleType, store: Backend, tmp_path: Path) -> None:
+def test_the_page_has_every_section(kit, store, tmp_path):
     models = add_segments(kit, store)
     mean = {"value": 0.5, "low": 0.25, "high": 0.75}
     model = {"name": HOSTILE, "numbers": 3, "both": {"mean_r2": mean, "r2": {"ball x": None}}}
@@ -76,13 +70,11 @@ def test_the_page_has_every_section(kit: ModuleType, store: Backend, tmp_path: P
     )
 
 
-def find_similar(snapshot: Snapshot, game: str, models: list[str]) -> list[similar.Similar]:
+def find_similar(snapshot, game, models):
     return similar.similar_by_model(snapshot, game, models, snapshot.segments(game), 12, 200)
 
 
-def test_a_store_without_frames_episodes_or_models_has_a_page(
-    kit: ModuleType, store: Backend
-) -> None:
+def test_a_store_without_frames_episodes_or_models_has_a_page(kit, store):
     meta, _ = kit.add_segment(store, 0)
     full = take_snapshot(store)
     frames_path, _ = kit.segment_paths(meta)
@@ -94,16 +86,14 @@ def test_a_store_without_frames_episodes_or_models_has_a_page(
     assert "A random frame of each of 1 of 1" in read_text(game_page.make_page(full, kit.GAME))
 
 
-def test_many_episodes_are_averaged() -> None:
+def test_many_episodes_are_averaged():
     episodes = [(i, float(i % 10)) for i in range(1000)]
     figure = game_page._returns({"random": episodes[:999], "run": episodes[999:]}, 1000)
     assert "1,000 episodes" in figure.note and "mean of 7 episodes" in figure.note
     assert len(figure.svg) < 40_000
 
 
-def test_samples_are_bounded_and_stay_the_same(
-    kit: ModuleType, store: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_are_bounded_and_stay_the_same(kit, store, monkeypatch):
     models = add_segments(kit, store, 6)
     snapshot = take_snapshot(store)
     metas = snapshot.segments(kit.GAME)
@@ -118,21 +108,8 @@ def test_samples_are_bounded_and_stay_the_same(
     assert len(few_segments.sample) == 14
 
 
-@pytest.mark.slow
-@browser_kit.needs_browser
-@pytest.mark.parametrize("width", [400, 1280])
-def test_a_browser_shows_the_page(
-    kit: ModuleType, store: Backend, tmp_path: Path, width: int
-) -> None:
-    add_segments(kit, store, height=210, width=160)
-    page = game_page.make_page(take_snapshot(store), kit.GAME, remark=HOSTILE)
-    seen = browser_kit.look(page, tmp_path, width)
-    assert browser_kit.count_pixels(seen, 0x00, 0x72, 0xB2) > 100  # The curve of returns.
-    browser_kit.check_width(seen)
-
-
 @pytest.mark.parametrize("indexed", [True, False])
-def test_pictures_are_the_stored_frames(kit: ModuleType, store: Backend, indexed: bool) -> None:
+def test_pictures_are_the_stored_frames(kit, store, indexed):
     meta, _ = kit.add_segment(store, 0, indexed=indexed)
     snapshot = take_snapshot(store)
     pngs = read_pngs(snapshot, meta, [0, 3])
@@ -141,14 +118,12 @@ def test_pictures_are_the_stored_frames(kit: ModuleType, store: Backend, indexed
         assert (shown == snapshot.read_frames(meta)[frame]).all()
 
 
-def test_neighbors_are_the_nearest_frames_from_other_moments(
-    kit: ModuleType, store: Backend
-) -> None:
+def test_neighbors_are_the_nearest_frames_from_other_moments(kit, store):
     for number in range(4):
         kit.add_segment(store, number, steps=100, frames=60)
     snapshot = take_snapshot(store)
     sample = draw(snapshot, snapshot.segments(kit.GAME), 50)
-    embeddings: NDArray[np.float32] = np.random.default_rng(0).normal(size=(200, 4)).astype("f4")
+    embeddings = np.random.default_rng(0).normal(size=(200, 4)).astype("f4")
     embeddings[:, 3] = 7  # A constant is ignored.
     groups = similar.find_similar(sample, embeddings)
     assert [len(group) for group in groups] == [6] * 4
@@ -166,7 +141,7 @@ def test_neighbors_are_the_nearest_frames_from_other_moments(
         assert distances[far].min() == pytest.approx(group[1].distance, abs=1e-5)
 
 
-def test_equal_frames_are_shown_once(kit: ModuleType, store: Backend) -> None:
+def test_equal_frames_are_shown_once(kit, store):
     """Also those of other steps and environments."""
     for env in range(3):
         kit.add_segment(store, 0, env=env, frames=3, steps=40)
@@ -187,10 +162,19 @@ def test_equal_frames_are_shown_once(kit: ModuleType, store: Backend) -> None:
         ('{"game": "Qbert", "target": "ram", "samples": 1, "models": []}', "of Qbert, not of Pong"),
     ],
 )
-def test_files_that_are_no_probe_of_the_game_are_refused(
-    tmp_path: Path, content: str | None, message: str
-) -> None:
+def test_files_that_are_no_probe_of_the_game_are_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "probe.json").write_text(content)
     with pytest.raises(UsageError, match=re.escape(message)):
         read_probe(tmp_path / "probe.json", "Pong")
+
+
+@pytest.mark.slow
+@browser_kit.needs_browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_browser_shows_the_page(kit, store, tmp_path, width):
+    add_segments(kit, store, height=210, width=160)
+    page = game_page.make_page(take_snapshot(store), kit.GAME, remark=HOSTILE)
+    seen = browser_kit.look(page, tmp_path, width)
+    assert browser_kit.count_pixels(seen, 0x00, 0x72, 0xB2) > 100  # The curve of returns.
+    browser_kit.check_width(seen)

@@ -1,12 +1,9 @@
 """Pages and figures of reports: one file that fetches nothing, with all names escaped."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import browser_kit
 import numpy as np
@@ -18,7 +15,6 @@ from wsa.learn.report.document import (
     Figure,
     Film,
     Gallery,
-    Part,
     Picture,
     Section,
     Text,
@@ -31,7 +27,7 @@ HOSTILE = '<script>alert("1")</script> & $x$'
 
 
 @functools.cache
-def drawings() -> list[str]:
+def drawings():
     """A figure of each kind, with names that HTML and TeX would interpret."""
     bars = [figures.Bar(HOSTILE, 0.4, 0.1, 0.6), figures.Bar("lin_1", 0.2, style=9)]
     x = np.arange(5)
@@ -47,9 +43,9 @@ def drawings() -> list[str]:
     ]
 
 
-def make_section(name: str = "one") -> Section:
+def make_section(name="one"):
     """A section with every kind of part."""
-    parts: list[Part] = [
+    parts = [
         Text(HOSTILE),
         table("A table", ("a", HOSTILE), [(1, None), (HOSTILE, "|")]),
         Film(HOSTILE, b"film"),
@@ -62,23 +58,23 @@ def make_section(name: str = "one") -> Section:
 class Reader(HTMLParser):
     """Collects the elements of a page, the addresses that they refer to, and the text."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
+        self.tags = []
+        self.addresses = []
         self.text = ""
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.addresses += [
             v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action")
         ]
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         self.text += data
 
 
-def test_a_page_fetches_nothing_and_escapes_text() -> None:
+def test_a_page_fetches_nothing_and_escapes_text():
     html = page("A report", [make_section(), make_section("two")])
     reader = Reader()
     reader.feed(html)
@@ -91,7 +87,7 @@ def test_a_page_fetches_nothing_and_escapes_text() -> None:
     assert len(html) < 300_000
 
 
-def test_figures_use_the_colors_of_the_page_and_are_reproducible() -> None:
+def test_figures_use_the_colors_of_the_page_and_are_reproducible():
     for svg in drawings():
         assert svg.startswith("<svg viewBox=") and "DejaVu" not in svg and "<style" not in svg
         assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) == set(), "a color that no theme changes"
@@ -102,22 +98,22 @@ def test_figures_use_the_colors_of_the_page_and_are_reproducible() -> None:
     assert one == other
 
 
-def test_markdown_has_everything_except_the_figures() -> None:
+def test_markdown_has_everything_except_the_figures():
     text = markdown(make_section())
     assert text.startswith("# A section\n") and "## A table" in text and "Figure" not in text
     assert "- command: wsa study" in text
 
 
-@pytest.mark.slow
-@browser_kit.needs_browser
-@pytest.mark.parametrize("width", [400, 1280])
-def test_a_browser_shows_the_page(tmp_path: Path, width: int) -> None:
-    seen = browser_kit.look(page("A report", [make_section()]), tmp_path, width)
-    assert browser_kit.count_pixels(seen, 0x00, 0x72, 0xB2) > 500  # The color of the figures.
-    browser_kit.check_width(seen)
-
-
-def test_tables_display_values_as_text() -> None:
+def test_tables_display_values_as_text():
     interval = Interval(0.27, 0.03, 0.56)
     shown = table("A table", ("a",) * 5, [(None, 0.5, (256, 8), ["x"], interval)])
     assert shown.rows == (("-", "0.5", "256, 8", "x", "0.27 [0.03, 0.56]"),)
+
+
+@pytest.mark.slow
+@browser_kit.needs_browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_browser_shows_the_page(tmp_path, width):
+    seen = browser_kit.look(page("A report", [make_section()]), tmp_path, width)
+    assert browser_kit.count_pixels(seen, 0x00, 0x72, 0xB2) > 500  # The color of the figures.
+    browser_kit.check_width(seen)

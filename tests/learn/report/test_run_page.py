@@ -1,12 +1,8 @@
 """`report.html` of a run: its content, and that parts of the run may be missing."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -23,7 +19,7 @@ MODELS = ("lite0-0123456789ab", "vos-0123456789ab")
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path):
     """A run's folder as `wsa learn` writes it, without checkpoints."""
     store = open_store(str(tmp_path / "store"), create=True)
     config = OfflineRun(
@@ -47,12 +43,12 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def read_text(page: str) -> str:
+def read_text(page):
     return " ".join(re.sub(r"(?s)<svg.*?</svg>|<[^>]+>", " ", page).split())
 
 
 @pytest.mark.parametrize("length", ["trained", "updates"])  # An older wsa wrote `updates`.
-def test_the_page_has_the_settings_and_the_results(run: Path, length: str) -> None:
+def test_the_page_has_the_settings_and_the_results(run, length):
     returns = {"run": (20, 21), "random": (-21, -20)}
     rows = [
         f"400,{policy},abc,0.001,0,{i},{r},9,False"
@@ -75,7 +71,7 @@ def test_the_page_has_the_settings_and_the_results(run: Path, length: str) -> No
     assert titles == ["Fusion weights", "losses: td loss", "Mean return"]
 
 
-def test_a_small_video_is_part_of_the_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_video_is_part_of_the_page(run, monkeypatch):
     (run / "metrics.jsonl").unlink()  # No curves to draw.
     (run / "videos").mkdir()
     (run / "videos" / "episode_0.mp4").write_bytes(b"film")
@@ -86,7 +82,7 @@ def test_a_small_video_is_part_of_the_page(run: Path, monkeypatch: pytest.Monkey
     assert "<video" not in page and "videos/episode_0.mp4, is too large" in page
 
 
-def test_a_run_that_has_just_begun_has_a_page(run: Path) -> None:
+def test_a_run_that_has_just_begun_has_a_page(run):
     metrics = run / "metrics.jsonl"
     metrics.write_text(
         metrics.read_text().splitlines()[0] + '\n{"step": 2, "los'
@@ -99,7 +95,7 @@ def test_a_run_that_has_just_begun_has_a_page(run: Path) -> None:
         report.write(run.parent)
 
 
-def online_config(network: NetworkConfig) -> OnlineRun:
+def online_config(network):
     return OnlineRun(
         store="gone", game="Pong", protocol=atari.protocol("Pong", "classic"), models=(),
         context="mean", network=network, seed=1, segments=(), shapes=(), parameters=0,
@@ -107,7 +103,7 @@ def online_config(network: NetworkConfig) -> OnlineRun:
     )  # fmt: skip
 
 
-def test_an_online_run_from_pixels(run: Path) -> None:
+def test_an_online_run_from_pixels(run):
     (run / "config.json").write_bytes(msgspec.json.encode(online_config(NetworkConfig())))
     line = {"step": 2048, "charts/episodic_return": -20.0, "cache/hit_rate": 0.5}
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
@@ -117,9 +113,7 @@ def test_an_online_run_from_pixels(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("normalize", "clip"), [("standard", 0.0), ("layer", 5.0), ("none", 5.0)])
-def test_a_run_from_before_clipping_keeps_its_network(
-    run: Path, normalize: Any, clip: float
-) -> None:
+def test_a_run_from_before_clipping_keeps_its_network(run, normalize, clip):
     values = msgspec.to_builtins(online_config(NetworkConfig(normalize=normalize)))
     del values["network"]["clip_embeddings"]
     (run / "config.json").write_text(json.dumps(values))

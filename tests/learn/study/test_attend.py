@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from wsa.learn.study.weight_statistics import (
 from wsa.store.common.errors import DamagedError, MissingError, UsageError
 
 
-def write_log(folder: Path, **changes: Any) -> None:
+def write_log(folder, **changes):
     """Write a log of two environments' games, interleaved; the second has one step."""
     columns: dict[str, Any] = {
         "models": np.array(["a-0123456789ab", "b-0123456789ab"]),
@@ -40,7 +39,7 @@ def write_log(folder: Path, **changes: Any) -> None:
     np.savez(folder / FILE, **{**columns, **changes})
 
 
-def test_a_log_is_read_game_by_game(tmp_path: Path) -> None:
+def test_a_log_is_read_game_by_game(tmp_path):
     write_log(tmp_path)
     log = read_log(tmp_path)
     assert log.game.tolist() == [0, 0, 0, 1] and log.step.tolist() == [0, 1, 2, 0]
@@ -67,7 +66,7 @@ def test_a_log_is_read_game_by_game(tmp_path: Path) -> None:
         ({"step": np.zeros((2, 2))}, DamagedError, "cannot be read"),
     ],
 )
-def test_unusable_logs_are_refused(tmp_path: Path, changes: Any, error: Any, message: str) -> None:
+def test_unusable_logs_are_refused(tmp_path, changes, error, message):
     if changes is not None:
         write_log(tmp_path, **changes)
     with pytest.raises(error, match=message):
@@ -75,7 +74,7 @@ def test_unusable_logs_are_refused(tmp_path: Path, changes: Any, error: Any, mes
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped name", "flipped data"])
-def test_a_damaged_log_is_reported(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_log_is_reported(tmp_path, damage):
     write_log(tmp_path, note=np.arange(500))
     data = bytearray((tmp_path / FILE).read_bytes())
     if damage == "cut":
@@ -87,12 +86,12 @@ def test_a_damaged_log_is_reported(tmp_path: Path, damage: str) -> None:
         read_log(tmp_path)
 
 
-def test_the_effective_number_of_models() -> None:
+def test_the_effective_number_of_models():
     shares = np.array([[1, 0, 0], [0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]])
     np.testing.assert_allclose(effective_number(shares), [1, 2, 3], rtol=1e-6)
 
 
-def test_weights_around_rewards() -> None:
+def test_weights_around_rewards():
     # Three games of 10 steps. The first model has the weight until the reward in the middle.
     step = np.tile(np.arange(10), 3)
     first = np.where(step <= 5, 0.9, 0.1)
@@ -112,17 +111,17 @@ def test_weights_around_rewards() -> None:
 
 
 @pytest.fixture
-def fusion() -> Attention:
+def fusion():
     torch.manual_seed(0)
     fusion = make_fusion(FusionConfig("wsa", size=8), Inputs(((1, 3), (1, 3))))
     assert isinstance(fusion, Attention)
     return fusion.eval()
 
 
-def test_interventions_replace_the_weights_and_are_undone(fusion: Attention) -> None:
+def test_interventions_replace_the_weights_and_are_undone(fusion):
     states = [[torch.randn(1, 1, 3), torch.randn(1, 1, 3)] for _ in range(6)]
 
-    def weights() -> Any:
+    def weights():
         with torch.no_grad():
             return torch.cat([fusion(state)[1] for state in states]).numpy()
 

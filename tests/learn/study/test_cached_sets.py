@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -35,12 +33,12 @@ NETWORK = NetworkConfig(FusionConfig(size=16), frame_stack=2, hidden=(16,))
 LEARNER = CQLConfig(updates=60, batch_size=32, learning_rate=3e-3, log_frequency=30)
 
 
-def test_subsets_are_ordered_by_size() -> None:
+def test_subsets_are_ordered_by_size():
     assert subsets(2) == [(True, False), (False, True), (True, True)]
     assert len(set(subsets(4))) == 15 and [sum(s) for s in subsets(3)] == [1, 1, 1, 2, 2, 2, 3]
 
 
-def test_shapley_values_are_exact() -> None:
+def test_shapley_values_are_exact():
     # Two left gloves and a right one; a pair is worth 1.
     gloves = {s: float(s[2] and (s[0] or s[1])) for s in [(False,) * 3, *subsets(3)]}
     np.testing.assert_allclose(shapley(gloves), [1 / 6, 1 / 6, 4 / 6])
@@ -53,7 +51,7 @@ def test_shapley_values_are_exact() -> None:
     np.testing.assert_allclose(shapley(additive), [0.3, 0, 0.5, 0, 0], atol=1e-12)
 
 
-def test_regret_and_divergence() -> None:
+def test_regret_and_divergence():
     whole = np.array([[1, 3], [2, 0]], np.float32)
     assert cached.regret(whole, np.array([[5, 4], [9, 8]], np.float32)) == 1.0
     assert cached.regret(whole, whole) == cached.divergence(whole, whole) == 0
@@ -65,7 +63,7 @@ def test_regret_and_divergence() -> None:
     assert cached.divergence(*logits) == pytest.approx(by_hand)
 
 
-def train_run(kit: ModuleType, url: str, folder: Path, **changes: Any) -> TrainedRun:
+def train_run(kit, url, folder, **changes):
     """Train on the walk: one model knows the state, the other is noise."""
     details: dict[str, Any] = {"hyperparameters": LEARNER, "network": NETWORK, **changes}
     config = make_offline(
@@ -78,14 +76,12 @@ def train_run(kit: ModuleType, url: str, folder: Path, **changes: Any) -> Traine
 
 
 @pytest.fixture(scope="module")
-def run(kit: ModuleType, walk_url: str, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+def run(kit, walk_url, tmp_path_factory):
     return train_run(kit, walk_url, tmp_path_factory.mktemp("study") / "run")
 
 
-def test_sets_without_the_informed_model_agree_less(
-    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_model(*_: Any, **__: Any) -> None:
+def test_sets_without_the_informed_model_agree_less(run, monkeypatch):
+    def no_model(*_, **__):
         raise AssertionError("a model was opened")
 
     monkeypatch.setattr("wsa.encode.registration.register.open_model", no_model)
@@ -112,16 +108,14 @@ def test_sets_without_the_informed_model_agree_less(
     np.testing.assert_allclose(alone.values[: len(values)], values, rtol=1e-5)
 
 
-def test_policies_are_compared_by_divergence(
-    kit: ModuleType, walk_url: str, tmp_path: Path
-) -> None:
+def test_policies_are_compared_by_divergence(kit, walk_url, tmp_path):
     learner = BCConfig(updates=20, batch_size=8, log_frequency=10, validation_fraction=0.0)
     result = cached.measure(train_run(kit, walk_url, tmp_path / "run", hyperparameters=learner), 20)
     assert (result.loss, result.held_out) == ("KL", False)
     assert result.sets[-1].loss == 0 and all(one.loss > 0 for one in result.sets[:-1])
 
 
-def make_online_run(kit: ModuleType, url: str, folder: Path, recurrent: bool) -> TrainedRun:
+def make_online_run(kit, url, folder, recurrent):
     """An online run; its store may be empty."""
     config = OnlineRun(
         store=url, game=kit.GAME, protocol=kit.PROTOCOL, models=(kit.key("lite0"), kit.key("vit")),
@@ -136,9 +130,7 @@ def make_online_run(kit: ModuleType, url: str, folder: Path, recurrent: bool) ->
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
-def test_online_runs_are_measured_on_the_stored_states(
-    kit: ModuleType, walk_url: str, tmp_path: Path, recurrent: bool
-) -> None:
+def test_online_runs_are_measured_on_the_stored_states(kit, walk_url, tmp_path, recurrent):
     run = make_online_run(kit, walk_url, tmp_path, recurrent)
     result = cached.measure(run, 300)
     assert (result.states, result.held_out, result.loss) == (300, True, "KL")
@@ -154,7 +146,7 @@ def test_online_runs_are_measured_on_the_stored_states(
         assert 30 < first.sum() < 200
 
 
-def test_an_online_run_without_stored_states_is_an_error(kit: ModuleType, tmp_path: Path) -> None:
+def test_an_online_run_without_stored_states_is_an_error(kit, tmp_path):
     url = str(tmp_path / "store")
     open_store(url, create=True)
     run = make_online_run(kit, url, tmp_path / "run", False)
@@ -163,9 +155,7 @@ def test_an_online_run_without_stored_states_is_an_error(kit: ModuleType, tmp_pa
     assert error.value.kind == "not-encoded"
 
 
-def test_runs_that_cannot_leave_out_a_model_are_refused(
-    kit: ModuleType, walk_url: str, tmp_path: Path
-) -> None:
+def test_runs_that_cannot_leave_out_a_model_are_refused(kit, walk_url, tmp_path):
     config = make_offline(
         take_snapshot(open_store(walk_url)), kit.GAME, [kit.key("lite0"), kit.key("vit")], "mean", 1,
         LEARNER, network=msgspec.structs.replace(NETWORK, fusion=FusionConfig("lin")),
@@ -178,7 +168,7 @@ def test_runs_that_cannot_leave_out_a_model_are_refused(
         cached.check(TrainedRun(tmp_path, more))
 
 
-def test_the_written_files(run: TrainedRun, tmp_path: Path) -> None:
+def test_the_written_files(run, tmp_path):
     result = cached.measure(run, 50)
     text = cached_report.write(tmp_path, [result])
     assert sorted(p.name for p in tmp_path.iterdir()) == [

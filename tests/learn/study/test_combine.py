@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +12,7 @@ import pytest
 from command_kit import options, read_csv
 
 from wsa import cli
-from wsa.learn.bench.grid import RESULT, Cell, Result, Settings, cells
+from wsa.learn.bench.grid import RESULT, Result, Settings, cells
 from wsa.learn.bench.report import complete
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.evaluation.scores import human_normalised
@@ -24,11 +23,11 @@ from wsa.learn.study.games import better_than_random
 from wsa.learn.study.output import PAGE
 
 
-def parse(*flags: str) -> Any:
+def parse(*flags):
     return cli.parse("study", ["combine", "--models", "palette,vos", *flags])
 
 
-def make_plan(tmp_path: Path, *flags: str) -> Plan:
+def make_plan(tmp_path, *flags):
     """The grid, without a store."""
     o = dataclasses.replace(parse(*flags), study_dir=str(tmp_path))
     bench = bench_options(o)
@@ -40,7 +39,7 @@ def make_plan(tmp_path: Path, *flags: str) -> Plan:
     return Plan(bench, settings, tuple(runs), {"Pong, cnn": "every model gives a vector"})
 
 
-def write_result(run: Planned, mean: float, std: float = 1.0) -> None:
+def write_result(run, mean, std=1.0):
     """Write a run's returns of 100 games; those of the random policy are -20 +- 1."""
     r = run.cell.request
     summary = {
@@ -53,7 +52,7 @@ def write_result(run: Planned, mean: float, std: float = 1.0) -> None:
     (run.cell.folder / RESULT).write_bytes(msgspec.json.encode(result))
 
 
-def test_the_grid_has_the_papers_methods_and_controls(tmp_path: Path) -> None:
+def test_the_grid_has_the_papers_methods_and_controls(tmp_path):
     plan = make_plan(tmp_path, "--games", "Pong", "--seeds", "1")
     assert [run.method for run in plan.runs] == [
         "wsa", "lin", "fix", "cnn", "mix", "res", "dpa", "uniform", "unshared", "moe",
@@ -67,15 +66,13 @@ def test_the_grid_has_the_papers_methods_and_controls(tmp_path: Path) -> None:
     assert "mean" in [run.method for run in context.runs]
 
 
-def test_untrained_networks_are_offered_for_models_with_weights() -> None:
+def test_untrained_networks_are_offered_for_models_with_weights():
     assert untrained(("palette", "vos")) == ("palette", "vos:random")
     assert untrained(("palette", "objects")) == () == untrained(("vos:random", "palette"))
 
 
-def test_untrained_models_are_decoded_and_a_trained_context_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def planned(cell: Cell, method: str, *_: Any) -> Planned:
+def test_untrained_models_are_decoded_and_a_trained_context_too(tmp_path, monkeypatch):
+    def planned(cell, method, *_):
         return Planned(cell, method, None, None)
 
     monkeypatch.setattr(combine_plan, "_planned", planned)
@@ -91,7 +88,7 @@ def test_untrained_models_are_decoded_and_a_trained_context_too(
     assert decoded["wsa, untrained models"] == ("vos", "vos:random")
 
 
-def test_quick_studies_are_short(tmp_path: Path) -> None:
+def test_quick_studies_are_short(tmp_path):
     quick = bench_options(parse("--quick", "--seeds", "4,5"))
     assert (quick.seeds, quick.episodes) == ((4,), combine_plan.QUICK_GAMES)
     assert quick.algorithm.updates == combine_plan.QUICK["updates"]  # type: ignore[attr-defined]
@@ -101,7 +98,7 @@ def test_quick_studies_are_short(tmp_path: Path) -> None:
     assert options("bench").episodes == bench_options(parse()).episodes == 100
 
 
-def test_runs_beat_the_random_policy_by_their_standard_errors(tmp_path: Path) -> None:
+def test_runs_beat_the_random_policy_by_their_standard_errors(tmp_path):
     plan = make_plan(tmp_path, "--games", "Pong", "--seeds", "1")
     # Standard errors are 0.1005 each, 0.142 of the difference: the threshold is 1.972 x 0.142 = 0.28.
     for run, mean in zip(plan.runs, (-19.71, -19.73, -21.0), strict=False):
@@ -119,14 +116,14 @@ def test_runs_beat_the_random_policy_by_their_standard_errors(tmp_path: Path) ->
     assert not better_than_random({**equal, "return_mean": -20.0})
 
 
-def test_only_seeds_that_played_all_games_count() -> None:
+def test_only_seeds_that_played_all_games_count():
     raw = {"Pong": {1: 1.0, 2: 2.0, 3: 3.0}, "Breakout": {3: 30.0, 1: 10.0}}
     np.testing.assert_array_equal(complete(raw, ["Pong", "Breakout"]), [[1, 10], [3, 30]])
     assert complete(raw, ["Pong", "Qbert"]).size == 0 == complete({}, []).size
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]]]:
+def report(tmp_path_factory):
     """Two games and three seeds, with a failed and a missing run."""
     folder = tmp_path_factory.mktemp("combine")
     plan = make_plan(folder, "--games", "Pong,Breakout")
@@ -139,7 +136,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[di
     return folder, written.markdown, written.table
 
 
-def test_the_report_has_the_results_and_names_missing_runs(report: Any) -> None:
+def test_the_report_has_the_results_and_names_missing_runs(report):
     folder, text, table = report
     assert "16 of 72 runs are trained and evaluated." in text
     assert "Pong, fix, seed 1" in text and "It needs 9 GB." in text
@@ -159,7 +156,7 @@ def test_the_report_has_the_results_and_names_missing_runs(report: Any) -> None:
     assert low and high and low < by_name["wsa"]["iqm"].value < high
 
 
-def test_the_page_has_its_figures(report: Any) -> None:
+def test_the_page_has_its_figures(report):
     folder, *_ = report
     page = (folder / PAGE).read_text()
     for title in ("Interquartile mean", "Score against parameters", "Performance profile",

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
 import numpy as np
-import pytest
 import torch
 
 from wsa import cli
 from wsa.learn.bench import runner
-from wsa.learn.bench.grid import RESULT, Cell, Result, Settings
+from wsa.learn.bench.grid import RESULT, Result, Settings
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.configs.algorithms import CQLConfig
 from wsa.learn.configs.fusions import FusionConfig
@@ -27,13 +23,13 @@ from wsa.learn.study.combine_plan import bench_options
 from wsa.learn.study.games import PlayedGames
 from wsa.learn.study.scaling import during, during_report
 from wsa.learn.study.scaling.during import start_of
-from wsa.learn.study.scaling.during_plan import Stage, orders, stages
+from wsa.learn.study.scaling.during_plan import orders, stages
 from wsa.learn.training import checkpoint
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 
-def make_stages(folder: Path, models: str = "a,b,c") -> list[Stage]:
+def make_stages(folder, models="a,b,c"):
     words = ["scale", "--during", "--models", models, "--games", "Pong", "--seeds", "1",
              "--updates", "10"]  # fmt: skip
     o = dataclasses.replace(cli.parse("study", words), study_dir=str(folder))
@@ -41,7 +37,7 @@ def make_stages(folder: Path, models: str = "a,b,c") -> list[Stage]:
     return stages(bench, Settings({"store": "/lab/wsa"}, {}))
 
 
-def write_result(cell: Cell, mean: float) -> None:
+def write_result(cell, mean):
     """Leave the result of a run, as if it had been trained and evaluated."""
     summary = {"return_mean": mean, "return_low": 0.0, "return_high": 9.0, "return_std": 1.0,
                "random_return_mean": 0.5, "random_return_std": 1.0, "episodes": 100}  # fmt: skip
@@ -51,7 +47,7 @@ def write_result(cell: Cell, mean: float) -> None:
     (cell.folder / RESULT).write_bytes(msgspec.json.encode(result))
 
 
-def test_orders_have_each_model_once_in_each_place() -> None:
+def test_orders_have_each_model_once_in_each_place():
     assert len(set(orders("abc"))) == 6
     square = np.array(orders("abcd"))
     assert square.shape == (4, 4)
@@ -59,7 +55,7 @@ def test_orders_have_each_model_once_in_each_place() -> None:
         assert all(sorted(line) == list("abcd") for line in lines.tolist())
 
 
-def test_orders_share_their_first_stages(tmp_path: Path) -> None:
+def test_orders_share_their_first_stages(tmp_path):
     plan = make_stages(tmp_path)
     ways = [stage.way for stage in plan]
     assert [ways.count(way) for way in ("add", "drop", "control")] == [15, 10, 4]
@@ -81,12 +77,10 @@ def test_orders_share_their_first_stages(tmp_path: Path) -> None:
     assert str(plan[-1].cell) == "Pong, never changed: c, seed 1"
 
 
-def test_stages_after_a_failed_one_are_not_run(
-    walk_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_stages_after_a_failed_one_are_not_run(walk_url, tmp_path, monkeypatch, capsys):
     ran: list[str] = []
 
-    def run_cells(o: Any, cells: list[Cell]) -> Iterator[Failure]:
+    def run_cells(o, cells):
         for cell in cells:
             ran.append(cell.label)
             if cell.label == "b":
@@ -106,9 +100,7 @@ def test_stages_after_a_failed_one_are_not_run(
     assert f"failed: Pong, b + a, seed 1: {because}" in errors
 
 
-def test_the_network_after_a_change_is_the_one_that_training_starts_with(
-    kit: ModuleType, walk_url: str, tmp_path: Path
-) -> None:
+def test_the_network_after_a_change_is_the_one_that_training_starts_with(kit, walk_url, tmp_path):
     snapshot = take_snapshot(open_store(walk_url))
     learner = CQLConfig(updates=10, batch_size=16, log_frequency=10)
     details: dict[str, Any] = {
@@ -129,7 +121,7 @@ def test_the_network_after_a_change_is_the_one_that_training_starts_with(
         torch.testing.assert_close(tensor, trained[name], rtol=0, atol=1e-9)
 
 
-def test_the_report_shows_returns_before_and_after_each_change(tmp_path: Path) -> None:
+def test_the_report_shows_returns_before_and_after_each_change(tmp_path):
     plan = make_stages(tmp_path, "a,b")
     changes = {}
     for i, stage in enumerate(plan[:-1]):  # The last is missing.

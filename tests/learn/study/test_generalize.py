@@ -16,11 +16,11 @@ from wsa.learn.study.generalising.shift import StateOutputs, cosine, shift
 from wsa.learn.study.generalising.suites import SUITES, variants_of
 
 
-def specs(suite: str, game: str, protocol: str = "classic") -> list[str]:
+def specs(suite, game, protocol="classic"):
     return [v.spec for v in variants_of(suite, game, atari.protocol(game, protocol))]
 
 
-def test_suites_have_the_variants_of_a_game() -> None:
+def test_suites_have_the_variants_of_a_game():
     colorings = variants_of("authors", "Breakout", atari.protocol("Breakout", "classic"))
     assert len({v.spec for v in colorings}) == 25 and all(v.keeps_rules for v in colorings)
     (lazy,) = variants_of("authors", "Pong", atari.protocol("Pong", "classic"))
@@ -36,11 +36,11 @@ def test_suites_have_the_variants_of_a_game() -> None:
     assert not parse_variant("look:grey+sticky=0.25", "Pong").keeps_rules
 
 
-def games(*returns: float) -> PlayedGames:
+def games(*returns):
     return PlayedGames(tuple(returns), 0, 0)
 
 
-def test_the_retained_share_is_of_the_advantage_over_random_play() -> None:
+def test_the_retained_share_is_of_the_advantage_over_random_play():
     plain = games(10, 12, 14, 16, 18), games(2, 2, 2, 2, 2)
     retention = Retention(plain)
     assert retention.beats_random and retention.advantage.value == 12
@@ -57,7 +57,7 @@ def test_the_retained_share_is_of_the_advantage_over_random_play() -> None:
     assert both and both.value == pytest.approx(0.75)
 
 
-def test_a_run_no_better_than_random_has_no_share() -> None:
+def test_a_run_no_better_than_random_has_no_share():
     plain = games(1, 2, 3, 2, 1), games(2, 1, 2, 2, 2)
     retention = Retention(plain)
     assert not retention.beats_random and retention.share([plain]) is None
@@ -65,7 +65,7 @@ def test_a_run_no_better_than_random_has_no_share() -> None:
     assert not Retention((games(9), games(1))).beats_random  # One game.
 
 
-def test_shifts_of_embeddings_and_weights() -> None:
+def test_shifts_of_embeddings_and_weights():
     one = np.array([[1, 0], [0, 2], [0, 0], [0, 0]], np.float32)
     other = np.array([[2, 0], [1, 0], [0, 0], [3, 0]], np.float32)
     np.testing.assert_allclose(cosine(one, other), [1, 0, 1, 0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +23,7 @@ from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 
-def test_an_online_run_is_counted_without_its_store(tmp_path: Path) -> None:
+def test_an_online_run_is_counted_without_its_store(tmp_path):
     snapshot = take_snapshot(open_store(str(tmp_path / "store"), create=True))
     config = make_online(
         snapshot, "Pong", [], MEAN_CONTEXT, pixel_network(4), atari.protocol("Pong", "classic"), 1,
@@ -34,7 +33,7 @@ def test_an_online_run_is_counted_without_its_store(tmp_path: Path) -> None:
     assert TrainedRun(tmp_path, gone).parameters == parameters_of(config, (), ()).total
 
 
-def test_a_random_policy_does_not_look(tmp_path: Path) -> None:
+def test_a_random_policy_does_not_look(tmp_path):
     """Its games of a variant that changes only frames are those of the unchanged game."""
     config: Any = SimpleNamespace(game="Pong", protocol=atari.protocol("Pong", "classic"))
     run, played = TrainedRun(tmp_path, config), Games(tmp_path, EvaluationSettings(5, 0.5, 40, 2))
@@ -45,7 +44,7 @@ def test_a_random_policy_does_not_look(tmp_path: Path) -> None:
     assert looks == unchanged != rules
 
 
-def test_planned_seeds_are_the_played_ones() -> None:
+def test_planned_seeds_are_the_played_ones():
     settings = EvaluationSettings(5, 0.5, 40, 2)
     protocol = msgspec.structs.replace(atari.protocol("Pong", "classic"), max_steps=2)
     played = play("Pong", protocol, RandomPolicy(6, 0), settings)
