@@ -12,6 +12,8 @@ from command_kit import (
 from wsa.learn.runs import train
 
 UPDATES = (*LEARN, "--updates", 4)
+SIZE = UPDATES.index("--fusion-size")
+WITHOUT_SIZE = (*UPDATES[:SIZE], *UPDATES[SIZE + 2 :])  # Some fusions have no such option.
 
 
 @pytest.mark.slow
@@ -75,7 +77,7 @@ def test_a_run_goes_on_with_its_own_data_after_the_store_has_grown(filled, tmp_p
 def test_every_fusion_can_be_planned(filled, unchanged):
     with unchanged():
         for fusion in ("lin", "fix", "res", "dpa", "mean", "uniform", "single"):
-            planned = filled(*UPDATES, "--fusion", fusion, "--dry-run")
+            planned = filled(*WITHOUT_SIZE, "--fusion", fusion, "--dry-run")
             assert planned.code == 0 and f"; run runs/Breakout__{fusion}__1__" in planned.err
 
 
@@ -93,7 +95,7 @@ def test_every_fusion_can_be_planned(filled, unchanged):
 )
 def test_impossible_options_are_refused_in_one_line(filled, unchanged, options, message):
     with unchanged():
-        outcome = filled(*UPDATES, *options.split(), "--run-dir", "new")
+        outcome = filled(*WITHOUT_SIZE, *options.split(), "--run-dir", "new")
     assert outcome.code == 2 and message in outcome.error, outcome.err
 
 
