@@ -19,7 +19,8 @@ from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.episodes import Episode, play
 from wsa.store.common import atomic_files, hashing
-from wsa.store.common.errors import DamagedError, StorageError
+from wsa.store.common.errors import DamagedError, StorageError, UsageError
+from wsa.store.common.version import __version__
 from wsa.store.format import records
 from wsa.store.objects.record_cache import cache_folder
 
@@ -42,7 +43,7 @@ class RandomGames(msgspec.Struct, frozen=True):
         s = self.settings
         identity = (
             *(self.game, self.protocol, s.episodes, s.seed, s.num_envs, changed),
-            *(*atari.emulator_identity(self.game), np.__version__),
+            *(*atari.emulator_identity(self.game), np.__version__, __version__),
         )
         return cache_folder() / "random-games" / f"{hashing.identity(identity)[:24]}.json"
 
@@ -50,7 +51,7 @@ class RandomGames(msgspec.Struct, frozen=True):
         """Return the games if they have been played on this machine."""
         try:
             return records.read_json(self.path.read_bytes(), list[Episode], str(self.path))
-        except (OSError, DamagedError):
+        except (OSError, DamagedError, UsageError):  # A user may have no folder for a cache.
             return None
 
     def play(
@@ -72,6 +73,6 @@ class RandomGames(msgspec.Struct, frozen=True):
         )
         try:
             atomic_files.replace(self.path, msgspec.json.encode(episodes))
-        except StorageError as error:
+        except (StorageError, UsageError) as error:
             _log.warning("The games of the random policy are not kept. %s", error)
         return episodes

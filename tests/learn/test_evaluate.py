@@ -407,3 +407,12 @@ def test_a_machine_plays_the_games_of_the_random_policy_once(tmp_path, monkeypat
     (tmp_path / "file").touch()
     assert games.play() == episodes
     assert "The games of the random policy are not kept." in caplog.text
+
+
+def test_random_games_are_played_without_a_folder_for_a_cache(monkeypatch):
+    def none():
+        raise UsageError("bad-option", "You have no home folder here.")
+
+    monkeypatch.setattr(random_games, "cache_folder", none)
+    games = RandomGames("Breakout", stated("Breakout", 30), games_of(1, 5, 1))
+    assert [episode.seed for episode in games.play()] == [5]
