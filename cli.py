@@ -3,8 +3,8 @@
 `wsa --help` is answered from the table below without importing anything heavy. Each verb imports
 its room when it runs. Results go to standard output, progress and remarks to standard error.
 
-Exit codes: 0 done, 2 usage, 3 not found, 4 conflict, 5 damage found, 6 storage unavailable,
-130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 unexpected error, 2 usage, 3 not found, 4 conflict, 5 damage found,
+6 storage unavailable, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from wsa.store.common import streams
 from wsa.store.common.errors import StorageError, Terminated, UsageError, WsaError, redact
 from wsa.store.common.version import __version__
 
+UNEXPECTED = 1
 INTERRUPTED = 130
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ANSWERS = ("-h", "--help", "-V", "--version")
@@ -246,6 +247,9 @@ def _execute(verb: str, rest: list[str]) -> int:
         command = f"'{stop}'" if stop.args else "the same command"
         why = f"{how}. Nothing committed is lost; {command} continues."
         return _fail(verb, why, getattr(stop, "exit_code", INTERRUPTED))
+    except SystemExit as stop:  # A library ended the process: the work is not done.
+        why = f"something called sys.exit({stop.code!r}) before the command was done."
+        return _fail(verb, why, UNEXPECTED)
     except OSError as error:  # A file outside the store: of a run, a cache, or a video.
         where = f"{error.filename}: " if error.filename else ""
         why = f"{where}{error.strerror or error}. Fix it and run the same command again."

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from wsa.encode.inference.trunk import Trunk
+from wsa.store.common import user_code
 from wsa.store.common.errors import ConflictError
 from wsa.store.objects.model_spec import Precision
 
@@ -58,7 +59,7 @@ class OpenVINO:
                 model = _convert(trunk, pixels[:1])
             self._alone = _Requests(_compile(model, (1, *shape), precision, threads))
             alone = self(pixels)
-        except Exception as error:  # noqa: BLE001  Conversion raises many kinds.
+        except user_code.ERRORS as error:  # Conversion raises many kinds.
             why = " ".join(str(error).split())[:300]
             raise ConflictError(
                 "model-failed", f"OpenVINO cannot run this model ({why}). Use --engine torch."

@@ -29,6 +29,7 @@ from wsa.encode.jobs.workers import TASKS_A_GPU, TASKS_A_THREAD, THREADS_A_WORKE
 from wsa.encode.models.registry import Request, libraries
 from wsa.encode.registration import fit_reduction, register
 from wsa.encode.registration import identity as lookup
+from wsa.store.common import user_code
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.model_spec import parse_output
 from wsa.store.objects.root import open_store
@@ -188,7 +189,7 @@ def _measure(store: str, encoding: Encoding, threads: int) -> WorkerMeasurement:
             measured, encoder = measure_model(snapshot, request, encoding)
         except WsaError:
             raise
-        except Exception as error:
+        except user_code.ERRORS as error:
             raise job.as_failed(request.alias, error).error from error
         kept.append(encoder)
         models.append(measured)

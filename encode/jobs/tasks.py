@@ -29,7 +29,7 @@ from wsa.encode.jobs.plan import Item
 from wsa.encode.models.registry import Request
 from wsa.encode.registration.register import Registered, open_model, register
 from wsa.store.backends.base import Backend
-from wsa.store.common import names
+from wsa.store.common import names, user_code
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
 from wsa.store.format.records import EmbeddingMeta
 from wsa.store.objects.model_spec import read_spec
@@ -134,7 +134,7 @@ def register_model(
         return as_failed(request.alias, error, unfit=True)
     except WsaError:
         raise
-    except Exception as error:
+    except user_code.ERRORS as error:
         raise as_failed(request.alias, error).error from error
 
 
@@ -156,7 +156,7 @@ def embed(settings: TaskSettings, items: Sequence[Item]) -> list[Embedded | Fail
             item for item, done in zip(items, present, strict=True) if len(item.own) and not done
         ]
         frames = _read(backend, runs) if runs else None
-    except Exception as error:  # noqa: BLE001  Any error fails this segment alone.
+    except user_code.ERRORS as error:  # Any error fails this segment alone.
         return [as_failed(item, error) for item in items]
     reading = (time.perf_counter() - started) / len(items)
     return [
@@ -193,7 +193,7 @@ def _run(
             encoder = cached_model(settings.store, item.model, source, device, engine, keep)
         except (MissingError, ConflictError, UsageError, ImportError) as error:
             return as_failed(item, error, unfit=True)  # This worker lacks weights or engine.
-        except Exception as error:  # noqa: BLE001
+        except user_code.ERRORS as error:
             return as_failed(item, error)
         started = time.perf_counter()
         try:
@@ -201,7 +201,7 @@ def _run(
             embeddings = np.concatenate(list(_embeddings(encoder, frames, item)))
             assert encoder.passes - before == len(item.own)
             return Embedded(item.model, stored(embeddings), reading, time.perf_counter() - started)
-        except Exception as error:  # noqa: BLE001  A model may raise anything.
+        except user_code.ERRORS as error:  # A model may raise anything.
             return as_failed(item, error)
 
 
@@ -239,7 +239,7 @@ def commit(
         own = by_model[item.model]
         try:
             outcomes.append(own if isinstance(own, Failed) else _commit(settings, item, own))
-        except Exception as error:  # noqa: BLE001
+        except user_code.ERRORS as error:
             outcomes.append(as_failed(item, error))
     return outcomes
 

@@ -21,7 +21,7 @@ from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.live.embedding_pool import EmbeddingPool, Embeddings, Piece
 from wsa.encode.live.frame_history import FrameHistory, FrameInputs, FrameWindow, window_inputs
 from wsa.encode.live.shrunk_frames import ShrunkFrames
-from wsa.store.common import hashing
+from wsa.store.common import hashing, user_code
 from wsa.store.common.errors import ConflictError, UsageError, WsaError
 from wsa.store.objects.digest_index import DigestIndex
 from wsa.store.objects.flat_map import FlatMap, side_by_side
@@ -315,7 +315,7 @@ class Lookup:
                 embeddings = self._shrunk_frames.embed(encoder, inputs.only(range(begin, end)))
             except WsaError:
                 raise
-            except Exception as error:
+            except user_code.ERRORS as error:
                 raise _engine_failed(key, encoder.engine.name, error) from error
             with np.errstate(over="ignore"):
                 rows = stored(embeddings).reshape(end - begin, -1).astype(self.dtype)

@@ -152,7 +152,7 @@ def reported(name: str) -> Iterator[None]:
         yield
     except WsaError:
         raise
-    except Exception as error:
+    except user_code.ERRORS as error:
         why = " ".join(str(error).split())[:300]
         raise ConflictError(
             "other-weights",

@@ -27,7 +27,7 @@ from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import fit_reduction, probe_frames
 from wsa.encode.registration.engine_choice import Engines
 from wsa.encode.registration.identity import identify
-from wsa.store.common import hashing
+from wsa.store.common import hashing, user_code
 from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects import probe
 from wsa.store.objects.model_spec import parse_output
@@ -78,7 +78,7 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
         embeddings = encoder(frames)
     except WsaError:
         raise
-    except Exception as error:  # noqa: BLE001  A user's module may raise anything.
+    except user_code.ERRORS as error:  # A user's module may raise anything.
         why = " ".join(str(error).split())[:300]
         yield CheckResult("runs", False, f"{type(error).__name__}: {why}")
         return

@@ -26,6 +26,7 @@ from wsa.encode.inference.reduction import Reduction
 from wsa.encode.inference.segment_inputs import read_segment_frames
 from wsa.encode.models import screen
 from wsa.encode.registration import probe_frames
+from wsa.store.common import user_code
 from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects import probe
 from wsa.store.objects.model_spec import Identity, Precision, parse_output
@@ -263,7 +264,7 @@ class Engines:
             yield
         except (WsaError, ImportError, MemoryError):
             raise
-        except Exception as error:
+        except user_code.ERRORS as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ConflictError(
                 "model-failed",

@@ -58,7 +58,7 @@ def expected(cell: object, error: WsaError) -> Failure:
     return Failure(str(cell), error.kind, str(error), error.exit_code)
 
 
-def failure(cell: object, error: Exception, trace: Path) -> Failure:
+def failure(cell: object, error: BaseException, trace: Path) -> Failure:
     """Describe a run that failed; write a traceback to `trace` if the error is not one of wsa's."""
     if isinstance(error, WsaError):
         return expected(cell, error)
@@ -89,7 +89,7 @@ def attempt(cell: Cell, on_progress: OnProgress = lambda what, done, total: None
             _evaluate(
                 cell, lambda player, _, games: on_progress("eval", games, cell.evaluation.episodes)
             )
-        except Exception as error:  # noqa: BLE001  Memory, a driver, ...: other runs continue.
+        except user_code.ERRORS as error:  # Memory, a driver, ...: other runs continue.
             return failure(cell, error, cell.folder / ERROR)
     (cell.folder / ERROR).unlink(missing_ok=True)
     return None

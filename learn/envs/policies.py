@@ -88,7 +88,7 @@ def load_policy(name: str, actions: Sequence[str], seed: int) -> Policy:
         policy = make(actions, seed)
     except WsaError:
         raise
-    except Exception as error:
+    except user_code.ERRORS as error:
         raise user_code.raised(f"--policy {name}", error) from error
     if not callable(policy):
         raise ConflictError(
@@ -115,7 +115,7 @@ class OwnPolicy:
         """
         try:
             actions: NDArray[Any] = np.asarray(self._policy(frames, first, envs))
-        except Exception as error:
+        except user_code.ERRORS as error:
             raise user_code.raised(f"--policy {self._name}", error) from error
         are_integers = actions.shape == envs.shape and np.issubdtype(actions.dtype, np.integer)
         if not are_integers or actions.min() < 0 or actions.max() >= self._actions:

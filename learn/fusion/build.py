@@ -50,7 +50,7 @@ def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
         fusion = cls(inputs, config)
     except WsaError:
         raise
-    except Exception as error:
+    except user_code.ERRORS as error:
         if not user_code.is_name(config.name):
             raise
         raise user_code.raised(config.name, error) from error
@@ -81,7 +81,7 @@ def _try(fusion: Fusion, name: str, inputs: Inputs) -> None:
         try:
             state, _ = fusion.eval()(zeros)
             shape = tuple(state.shape)
-        except Exception as error:
+        except user_code.ERRORS as error:
             raise user_code.raised(name, error) from error
     fusion.train()
     if shape != (2, fusion.out_features):

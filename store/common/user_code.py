@@ -20,6 +20,8 @@ from wsa.store.common.errors import ConflictError, Kind, MissingError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*")
 
+ERRORS = (Exception, SystemExit)  # What such code may raise: some calls `sys.exit`.
+
 _typed: set[str] = set()  # Names that this process's user typed. No name from a file is added.
 
 
@@ -57,7 +59,7 @@ def load_typed(name: str, kind: type, flag: str, recorded_in: str = "") -> Any:
         cls = find(name)
     except MissingError:
         raise
-    except Exception as error:
+    except ERRORS as error:
         raise raised(name, error) from error
     if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise ConflictError(
@@ -78,7 +80,7 @@ def find(name: str, kind: Kind = "no-library", where: str = "") -> Any:
 
     Raises:
         MissingError: If there is no such module, or no such callable in it.
-        Exception: Any error that the module raises while it is imported.
+        Exception, SystemExit: Any of `ERRORS` that the module raises while it is imported.
     """
     module_name, _, attribute = name.partition(":")
     where = where or socket.gethostname()
@@ -100,7 +102,7 @@ def find(name: str, kind: Kind = "no-library", where: str = "") -> Any:
     return found
 
 
-def raised(name: str, error: Exception) -> ConflictError:
+def raised(name: str, error: BaseException) -> ConflictError:
     """Return a `ConflictError` that reports an error in a user's code."""
     why = " ".join(str(error).split())[:300]
     return ConflictError(

@@ -10,6 +10,7 @@ import pytest
 from command_kit import LEARN, read_config
 
 import wsa as api
+from wsa import cli
 from wsa.encode.jobs import cluster
 from wsa.learn.bench import runner
 from wsa.store.common import user_code
@@ -121,6 +122,7 @@ def test_an_own_model_is_imported_where_it_is_named(own, tmp_path):
         ("no_such_net:make", 3, "no_such_net:make cannot be imported"),
         ("own_net:maek", 3, "own_net on {host} has no callable 'maek'"),
         ("broken_net:make", 4, "broken_net:make raised ZeroDivisionError"),
+        ("exiting_net:make", 4, "exiting_net:make raised SystemExit"),
     ],
 )
 def test_a_misspelled_model_is_reported_at_once(own, tmp_path, monkeypatch, name, code, message):
@@ -131,6 +133,7 @@ def test_a_misspelled_model_is_reported_at_once(own, tmp_path, monkeypatch, name
     monkeypatch.setattr(runner, "connect", connect)
     (tmp_path / "own_net.py").write_text(NET)
     (tmp_path / "broken_net.py").write_text("1 / 0\n")
+    (tmp_path / "exiting_net.py").write_text("raise SystemExit(0)\n")
     grid = ("--seeds", 1, "--updates", 2, "--fusions", "mean", "--bench-dir", "grid")
     for command in (
         ("encode", "--models", name),
@@ -163,6 +166,8 @@ class Breaks(Fusion):
 class Raises(Fusion):
     def __init__(self, inputs, config): super().__init__()
     def forward(self, embeddings, mask=None): return embeddings["x"]
+class Exits(Raises):
+    def forward(self, embeddings, mask=None): raise SystemExit(0)
 class Short(Fusion):
     out_features = 3
     def __init__(self, inputs, config): super().__init__()
@@ -177,6 +182,8 @@ def too_many(actions, seed): return lambda frames, first, envs: np.full(len(envs
 def too_few(actions, seed): return lambda frames, first, envs: np.zeros(1 + len(envs), int)
 def broken(actions, seed): return lambda frames, first, envs: {}["x"]
 def raises(actions, seed): raise KeyError(seed)
+def exits(actions, seed): raise SystemExit(0)
+def exits_later(actions, seed): return lambda frames, first, envs: exits(actions, seed)
 """
 
 
@@ -189,6 +196,7 @@ def raises(actions, seed): raise KeyError(seed)
         ("--fusion", "wrong_code:NoFusion", 4, "no subclass of wsa.learn.fusion.base.Fusion"),
         ("--fusion", "wrong_code:Breaks", 4, "raised KeyError"),
         ("--fusion", "wrong_code:Raises", 4, "raised TypeError"),
+        ("--fusion", "wrong_code:Exits", 4, "raised SystemExit (0)"),
         (
             "--fusion",
             "wrong_code:Short",
@@ -196,8 +204,10 @@ def raises(actions, seed): raise KeyError(seed)
             "shape (2, 2) for two states, and its out_features is 3",
         ),
         ("--fusion", "broken_code:Mine", 4, "raised ZeroDivisionError"),
+        ("--fusion", "exiting_code:Mine", 4, "raised SystemExit (0)"),
         ("--fusion", "mien", 2, "Did you mean mean?"),
         ("--algo", "no_such_module:Mine", 3, "cannot be imported"),
+        ("--algo", "exiting_code:Mine", 4, "raised SystemExit (0)"),
         ("--algo", "wrong_code:NoFusion", 4, "no subclass of"),
         ("--algo", "wrong_code:NoTag", 4, 'tag="wrong_code:NoTag"'),
         ("--algo", "wrong_code:NoLearner", 4, "LEARNER"),
@@ -208,6 +218,7 @@ def raises(actions, seed): raise KeyError(seed)
 def test_code_that_is_no_fusion_or_algorithm_is_refused(own, tmp_path, flag, name, code, message):
     (tmp_path / "wrong_code.py").write_text(WRONG)
     (tmp_path / "broken_code.py").write_text("1 / 0\n")
+    (tmp_path / "exiting_code.py").write_text("raise SystemExit(0)\n")
     refused = own(*TRAIN, flag, name, "--run-dir", "own")
     assert refused.code == code and message in refused.error and "Traceback" not in refused.err
     assert not (tmp_path / "own").exists()
@@ -219,6 +230,8 @@ def test_code_that_is_no_fusion_or_algorithm_is_refused(own, tmp_path, flag, nam
         ("no_such_module:mine", 3, "cannot be imported"),
         ("wrong_code:misspelled", 3, "no callable"),
         ("wrong_code:raises", 4, "raised KeyError"),
+        ("wrong_code:exits", 4, "raised SystemExit (0)"),
+        ("wrong_code:exits_later", 4, "raised SystemExit (0)"),
         ("wrong_code:no_policy", 4, "returned int, not a policy"),
         ("wrong_code:too_many", 4, "whole numbers from 0 to 3"),
         ("wrong_code:too_few", 4, "not 2 whole numbers"),
@@ -230,6 +243,12 @@ def test_code_that_is_no_policy_is_refused(own, tmp_path, name, code, message):
     refused = own("collect", "--game", "Breakout", "--policy", name, "--steps", 8, "--num-envs", 2)
     assert refused.code == code and message in refused.error and "Traceback" not in refused.err
     assert not any(meta.policy == name for meta in api.open("store").segments("Breakout"))
+
+
+def test_a_command_that_a_library_ends_has_failed(wsa, monkeypatch):
+    monkeypatch.setattr(cli, "_run", lambda verb, rest: sys.exit(0))
+    ended = wsa("list")
+    assert ended.code == 1 and ended.error.startswith("wsa list: something called sys.exit(0)")
 
 
 @pytest.mark.variants

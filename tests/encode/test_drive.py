@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import Counter
@@ -133,6 +134,13 @@ def test_many_failed_segments_in_a_row_stop_the_run(store, fill, small, encode_a
         encode_all(store, small("a"), small("b"), listen=events.append)
     failed = [e.segment for e in events if isinstance(e, AttemptFailed) and e.last]
     assert len(set(failed)) == 4 and len(failed) == 8, "segments are counted, not their models"
+
+
+def test_a_model_that_calls_exit_fails_like_any_other(store, fill, small, encode_all, monkeypatch):
+    monkeypatch.setattr(tasks, "_embeddings", lambda *of: sys.exit(0))
+    fill(store, [[0]])
+    (failure,) = encode_all(store, small(), tries=2).failed
+    assert failure.attempts == 2 and "SystemExit: 0" in str(failure.error)
 
 
 def test_a_full_disk_stops_the_run_at_once(store, fill, small, encode_all, monkeypatch):

@@ -166,6 +166,7 @@ def test_other_weights_under_the_same_name_are_another_model(store):
         ("user_nets:nothing", "has no callable 'nothing'"),
         ("user_nets:not_callable", "has no callable"),
         ("user_nets:failing", "raised FileNotFoundError"),
+        ("user_nets:giving_up", "raised SystemExit"),
         ("user_nets:wrong", "returned Dense, not"),
         ("user_nets:no_module", "its module is str"),
         ("user_nets:wrong_mean", "must have 1 numbers for grey"),
@@ -179,11 +180,18 @@ def test_an_error_in_a_module_is_reported_in_one_line(name, expected):
     assert caught.value.kind in ("no-weights", "other-weights")
 
 
-@pytest.mark.parametrize("engine", ["auto", "torch"])
-def test_a_module_that_raises_is_refused_and_nothing_is_written(engine, store, fill):
+@pytest.mark.parametrize(
+    ("name", "engine", "error"),
+    [
+        ("raising", "auto", "RuntimeError: no such kernel"),
+        ("raising", "torch", "RuntimeError: no such kernel"),
+        ("exiting", "auto", "SystemExit: 0"),
+    ],
+)
+def test_a_module_that_raises_is_refused_and_nothing_is_written(name, engine, error, store, fill):
     fill(store, [[0]])
-    request = parse_request("user_nets:raising", {}, "pooled")
-    with pytest.raises(ConflictError, match="RuntimeError: no such kernel") as caught:
+    request = parse_request(f"user_nets:{name}", {}, "pooled")
+    with pytest.raises(ConflictError, match=error) as caught:
         encode(store, Encoding([request], device="cpu", engine=engine), scheduler="inproc")
     assert caught.value.kind == "model-failed" and "wsa models check" in str(caught.value)
     assert take_snapshot(store).models == []
@@ -239,6 +247,7 @@ def test_a_correct_model_passes_every_check(name, output, all_probe_frames):
         ("nan", "finite", "NaN"),
         ("blind", "sees a step", "0 of 8"),
         ("raising", "runs", "RuntimeError: no such kernel"),
+        ("exiting", "runs", "SystemExit: 0"),
         ("training", "frozen", "training mode"),
         ("unseeded", "the same weights when built again", "then"),
     ],

@@ -21,7 +21,7 @@ from wsa.learn.study.generalising.shift import Shifts
 from wsa.learn.study.generalising.suites import SUITES, variants_of
 from wsa.learn.study.trained_runs import TrainedRun, open_run, print_results, runs_of
 from wsa.learn.training import checkpoint
-from wsa.store.common import terminal
+from wsa.store.common import terminal, user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -76,7 +76,7 @@ def generalise(o: GeneraliseOptions) -> int:
         with terminal.Progress(run.name, "games", shown=not o.json) as progress:
             try:
                 results.append(_study_run(o, plan, games, shifts, progress.update))
-            except Exception as error:  # noqa: BLE001  Memory, a driver, ...: other runs continue.
+            except user_code.ERRORS as error:  # Memory, a driver, ...: other runs continue.
                 failed.append(failure(run, error, folder / ERROR))
     text = report.write(folder, results, failed, missing_suites, evaluation)
     summaries = [report.summary(one) for one in results]
