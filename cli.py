@@ -235,6 +235,7 @@ def _execute(verb: str, rest: list[str]) -> int:
     before = signal.getsignal(signal.SIGTERM)
     try:
         _check_current_folder()
+        _check_encoding(rest)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
         code = _print_info(verb) if verb in ("", *ANSWERS) else _run(verb, rest)
@@ -271,6 +272,20 @@ def _check_current_folder() -> None:
         raise UsageError(
             "bad-option", "the current folder was removed. Change to another, as with cd."
         ) from None
+
+
+def _check_encoding(arguments: Sequence[str]) -> None:
+    """Check that arguments are UTF-8, as everything that wsa writes them into is.
+
+    Raises:
+        UsageError: If one is not.
+    """
+    for word in arguments:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            why = f"{word!a} is not UTF-8, and wsa cannot write it down. Use another name."
+            raise UsageError("bad-option", why) from None
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -15,7 +15,16 @@ from tyro.conf import Positional, arg
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, Range, check_ranges
-from wsa.store.configs import Games, Names, OptionalInt, Pairs, StoreOptions, Switch, Text
+from wsa.store.configs import (
+    Games,
+    LocalPath,
+    Names,
+    OptionalInt,
+    Pairs,
+    StoreOptions,
+    Switch,
+    Text,
+)
 
 Engine = Literal["auto", "torch", "compile", "openvino"]
 
@@ -93,7 +102,7 @@ class WorkerOptions:
     """Where models run; auto uses a GPU if a worker has one."""
     tries: Annotated[int, COUNT] = 3
     """Number of attempts before a segment is skipped."""
-    report: Text = ""
+    report: LocalPath = ""
     """Folder for the report, summary.md and run.json; a new one in WSA_CACHE if not given."""
 
     def __post_init__(self) -> None:

@@ -54,6 +54,19 @@ def _one(metavar: str, of: Callable[[str], str]) -> PrimitiveConstructorSpec[str
     )
 
 
+def _local(path: str) -> str:
+    """Return a path of this machine; `Path` would take a URL for a folder of that name."""
+    if "://" in path:
+        raise ValueError(f"{path} is a URL, but only stores are kept in buckets; give a local path")
+    return path
+
+
+def _without_folders(name: str) -> str:
+    if "/" in name:
+        raise ValueError(f"{name} has a '/', but it becomes part of a folder's name")
+    return name
+
+
 def _shown(default: str) -> str:
     """Show a default in the help, unless it only says that the option was not given."""
     return "" if default in ("False", "None", "''", "") else f"(default: {default})"
@@ -62,6 +75,8 @@ def _shown(default: str) -> str:
 _HINT = arg(help_behavior_hint=_shown)
 Switch = Annotated[bool, FlagCreatePairsOff, _HINT]  # Off unless given: there is no --no-FLAG.
 Text = Annotated[str, _HINT]
+FileName = Annotated[str, _one("STR", _without_folders), _HINT]
+LocalPath = Annotated[str, _one("STR", _local), _HINT]
 Game = Annotated[str, _one("STR", spelled), _HINT]
 Games = Annotated[tuple[str, ...], commas("NAME,...", spelled), _HINT]
 Names = Annotated[tuple[str, ...], commas("NAME,..."), _HINT]

@@ -12,7 +12,7 @@ from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.learn.configs.evaluation import EPISODES, EPSILON, EVAL_SEED, NUM_ENVS, EvaluationSettings
 from wsa.learn.configs.learn import ComputeOptions, Training, training_defaults, values_of
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE, check_ranges
-from wsa.store.configs import Games, Integers, Names, Switch
+from wsa.store.configs import Games, Integers, LocalPath, Names, Switch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class GridOptions(CellOptions):
     """Fusions of 'wsa learn'; single: each model alone; nature: pixels, online."""
     models_subsets: Names = ()
     """Several sets of models, such as lite0+lite1,lite0."""
-    bench_dir: str = "bench"
+    bench_dir: LocalPath = "bench"
     """Folder of the runs. The same command continues; more games, seeds, or methods add to it."""
 
 

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from wsa.store.common.ranges import COUNT
 from wsa.store.configs import (
     Game,
+    LocalPath,
     Names,
     OptionalFloat,
     OptionalInt,
@@ -24,7 +25,7 @@ from wsa.store.configs import (
 class ExportOptions(StoreOptions):
     """Options of `wsa export`."""
 
-    path: Annotated[Positional[str], arg(metavar="PATH")]
+    path: Annotated[Positional[LocalPath], arg(metavar="PATH")]
     """Folder to create, such as breakout.zarr."""
     game: Game
     """ALE game."""
@@ -66,7 +67,7 @@ class ImportOptions(StoreOptions):
 
     kind: Annotated[Positional[Literal["minari", "arrays"]], arg(metavar="KIND")]
     """minari: a dataset of Minari; arrays: an .npz file, a Zarr folder, or an export."""
-    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    source: Annotated[Positional[LocalPath], arg(metavar="SOURCE")]
     """The dataset's id or folder; the file or folder of arrays."""
     game: Game = ""
     """ALE game, if the data do not name it."""
@@ -148,7 +149,7 @@ class ShowOptions(StoreOptions):
 
     what: Annotated[Positional[Game], arg(metavar="WHAT")] = "Seaquest"
     """ALE game, segment id, or model key."""
-    html: Text = ""
+    html: LocalPath = ""
     """Of a game: write one page that needs no network, with frames, returns, and similar frames of each model."""
     probe: Text = ""
     """With --html: a file with the output of 'wsa probe --json', to be shown too."""
@@ -163,7 +164,7 @@ class DoctorOptions(StoreOptions):
 class DemoOptions:
     """Options of `wsa demo`."""
 
-    folder: str = ".demo"
+    folder: LocalPath = ".demo"
     """Folder for its store, cache, and run; the same command reuses them."""
     game: Game = "Seaquest"
     """ALE game."""

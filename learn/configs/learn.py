@@ -44,7 +44,18 @@ from wsa.learn.configs.rl_presets import RL_PRESETS, rl_defaults
 from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE, check_ranges
-from wsa.store.configs import Game, Names, OptionalInt, Pairs, StoreOptions, Switch, Text, own_or
+from wsa.store.configs import (
+    FileName,
+    Game,
+    LocalPath,
+    Names,
+    OptionalInt,
+    Pairs,
+    StoreOptions,
+    Switch,
+    Text,
+    own_or,
+)
 
 _HEADS = (NetworkConfig().hidden, NetworkConfig().head_activation)
 PRESET_OPTIONS = ("fusion_preset", "rl_preset")
@@ -133,9 +144,9 @@ class WarmStart:
 class OutputOptions:
     """Where the run is stored and tracked, and what it continues."""
 
-    run_dir: Text = ""
+    run_dir: LocalPath = ""
     """Folder of the run; runs/GAME__EXP_NAME__SEED__TIME if not given. An existing run continues."""
-    exp_name: Text = ""
+    exp_name: FileName = ""
     """Part of the run's name; the name of the fusion if not given."""
     resume: Text = ""
     """Folder of a run to continue unchanged; only --store and options for how it runs may go with it."""
@@ -259,7 +270,7 @@ class EvalRunOptions:
 
     checkpoint: Literal["final", "best"] = "final"
     """The latest network, or the one with the best validation (learn --save-best)."""
-    out: Text = ""
+    out: LocalPath = ""
     """Folder for the results, for a read-only run; the run's own if not given."""
     trust: Names = ()
     """Your own fusion or algorithm, as module:name, that the run names."""

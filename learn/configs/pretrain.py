@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from wsa.store.common.ranges import COUNT, NOT_NEGATIVE, OPTIONAL_COUNT, SEED, SHARE, Range
-from wsa.store.configs import Games, Names, StoreOptions, Switch, Text
+from wsa.store.configs import Games, LocalPath, Names, StoreOptions, Switch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Pretraining:
     """Most gradient steps; 0 for the authors' number."""
     seed: Annotated[int, SEED] = 1
     """Seed for weight initialization and sampling."""
-    run_dir: Text = ""
+    run_dir: LocalPath = ""
     """Folder of the run; an existing one continues. runs/pretrain__SEED__TIME if not given."""
 
 

@@ -13,7 +13,7 @@ from wsa.learn.configs.bench import CellOptions, FinalGames
 from wsa.learn.configs.fusions import FUSIONS, check_choice
 from wsa.learn.configs.learn import ComputeOptions, RunModelsOptions, Training, training_defaults
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT
-from wsa.store.configs import Switch, Text, Words
+from wsa.store.configs import LocalPath, Switch, Text, Words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StudyOptions:
     generalise: how trained runs play changed games.
     attend: which model gets the attention, and whether that matters.
     wsa study KIND --help shows the options of each."""
-    study_dir: str = "study"
+    study_dir: LocalPath = "study"
     """Folder for tables and index.html, which shows all studies in it."""
     json: Switch = False
     """Print the result as JSON."""

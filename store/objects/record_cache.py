@@ -27,9 +27,11 @@ def cache_folder() -> Path:
     """Return `WSA_CACHE`, or wsa's folder in the user's cache.
 
     Raises:
-        UsageError: If neither exists.
+        UsageError: If neither exists, or `WSA_CACHE` is a URL.
     """
     if named := os.environ.get("WSA_CACHE"):
+        if "://" in named:
+            raise UsageError("bad-option", f"WSA_CACHE={named} is a URL; give a local folder.")
         return Path(named)
     try:
         return platformdirs.user_cache_path("wsa")

@@ -1,6 +1,7 @@
 """A command line that cannot work ends in one line that says why and what to do; nothing changes."""
 
 import io
+import os
 import sys
 
 import pytest
@@ -92,6 +93,15 @@ encode --watch --report x
     --watch has no end to report; leave --report out, and ask 'wsa status'.
 encode --max-step-error nan
     --max-step-error must be at least 0, not nan.
+encode --report s3://lab/rep
+    Error parsing --report: s3://lab/rep is a URL, but only stores are kept in buckets;
+    give a local path. 'wsa encode --help' lists the options.
+learn --run-dir s3://lab/runs/b1
+    Error parsing --run-dir: s3://lab/runs/b1 is a URL, but only stores are kept in buckets;
+    give a local path. 'wsa learn --help' lists the options.
+learn --exp-name ../../x
+    Error parsing --exp-name: ../../x has a '/', but it becomes part of a folder's name.
+    'wsa learn --help' lists the options.
 learn --updates 0
     --updates must be at least 1, not 0.
 learn --online --algo ppo --threads 0
@@ -126,6 +136,15 @@ def test_a_wrong_option_is_refused_with_its_message(filled, unchanged, command, 
         code, out, err = filled(*command.split())
     printed = [line for line in err.splitlines() if not line.startswith("store ")]
     assert (code, out, printed) == (2, "", [f"wsa {command.split()[0]}: {message}"])
+
+
+@pytest.mark.parametrize("command", [("learn", "--run-dir"), ("list", "--store"), ("eval",)])
+def test_an_argument_that_is_not_utf_8_is_refused(filled, unchanged, command):
+    with unchanged():
+        outcome = filled(*command, os.fsdecode(b"r\xfcn"))
+    assert outcome.code == 2 and outcome.error.endswith(
+        r"'r\udcfcn' is not UTF-8, and wsa cannot write it down. Use another name."
+    )
 
 
 MISSING = """
