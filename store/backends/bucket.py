@@ -20,6 +20,7 @@ from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -188,6 +189,8 @@ class RemoteBackend:
             scale *= 2
         try:
             return connect(self.place, scale, reading, patience(), environment())
+        except UsageError:
+            raise
         except (BaseError, ValueError) as error:
             scheme = self.place.scheme
             raise StorageError(
@@ -333,6 +336,8 @@ _PROFILES = {
     "AWS_CONFIG_FILE": "~/.aws/config",
 }
 
+_HTTP = re.compile(r"https?://[!-~]+")
+
 PATIENCE_S = 60.0
 CONNECT_S = 5.0
 # Time limit of a request of up to this many bytes; a larger one gets more time in proportion.
@@ -379,12 +384,15 @@ def patience() -> float:
     """Return `WSA_RETRY_S`, the seconds for which a failing request is retried.
 
     Raises:
-        UsageError: If the variable is not a number.
+        UsageError: If the variable is not a number, or negative.
     """
+    given = os.environ.get("WSA_RETRY_S") or PATIENCE_S
     try:
-        return max(0.0, float(os.environ.get("WSA_RETRY_S") or PATIENCE_S))
+        if (seconds := float(given)) >= 0:  # False for NaN.
+            return seconds
     except ValueError:
-        raise UsageError("bad-option", "WSA_RETRY_S must be a number of seconds.") from None
+        pass
+    raise UsageError("bad-option", f"WSA_RETRY_S must be a number of seconds, not {given}.")
 
 
 def environment() -> tuple[tuple[str, str], ...]:
@@ -408,6 +416,7 @@ def connect(
 
     Raises:
         StorageError: If the process was forked after using a bucket, or the settings are invalid.
+        UsageError: If the address of a server is malformed.
         obstore.exceptions.BaseError: If obstore rejects the settings.
     """
     if _forked:
@@ -435,8 +444,12 @@ def connect(
             options["root_certificate"] = _read(variables["AWS_CA_BUNDLE"])
         if not any(variables.get(name) for name in _GIVEN):
             provider = _profile(variables, config)
-    endpoint = next((variables[name] for name in ENDPOINTS[scheme] if variables.get(name)), None)
-    if (endpoint or config.get("endpoint", "")).startswith("http://"):
+    endpoints = {name: variables[name] for name in ENDPOINTS[scheme] if name in variables}
+    if "endpoint" in config:
+        endpoints["The profile's endpoint_url"] = config["endpoint"]
+    for setting, endpoint in endpoints.items():
+        _check_endpoint(setting, endpoint)
+    if next(iter(endpoints.values()), "").startswith("http://"):
         options["allow_http"] = True
     # `RemoteBackend` retries, since only it knows whether an earlier put may have won.
     no_retries: RetryConfig = {"max_retries": 0}
@@ -452,6 +465,24 @@ def connect(
         retry_config=no_retries,
         credential_provider=provider,
     )
+
+
+def _check_endpoint(setting: str, url: str) -> None:
+    """Check a server's address, over which obstore would panic.
+
+    Raises:
+        UsageError: If it is not `http(s)://HOST[:PORT]`, perhaps with a path.
+    """
+    try:
+        parts = urlsplit(url)
+        valid = _HTTP.fullmatch(url) and parts.hostname and parts.port != 0
+    except ValueError:  # The port is not a number, or too large.
+        valid = False
+    if not valid:
+        raise UsageError(
+            "bad-option",
+            f"{setting} {url!r} is no address of a server. Write it like http://minio.lab:9000.",
+        )
 
 
 def _profile(variables: Mapping[str, str], config: dict[str, Any]) -> Any:

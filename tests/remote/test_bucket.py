@@ -109,7 +109,20 @@ def test_unusable_settings_are_named(environment, tmp_path):
         RemoteBackend("s3://lab/wsa").get("x")
 
 
-@pytest.mark.parametrize("retry", ["soon", "1 min"])
+ENDPOINTS = [
+    "", "minio.lab:9000", "http://127.0.0.1:5599 ", "http://:9000", "http://a b", "http://a:port",
+    "http://a:99999", "ftp://a", "http://", "http://ü.lab",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_malformed_endpoint_is_refused(environment, endpoint):
+    environment.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UsageError, match=r"AWS_ENDPOINT_URL .* is no address of a server"):
+        RemoteBackend("s3://lab/wsa").get("x")
+
+
+@pytest.mark.parametrize("retry", ["soon", "1 min", "nan", "-1"])
 def test_an_invalid_retry_time_is_refused(environment, url, retry):
     environment.setenv("WSA_RETRY_S", retry)
     with pytest.raises(UsageError, match="WSA_RETRY_S must be a number of seconds"):
