@@ -169,10 +169,11 @@ def _write_report(o: EncodeOptions, report: EncodeReport) -> None:
     name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     try:
         folder = Path(o.worker.report or cache_folder() / "encode-reports" / name)
-    except UsageError as error:  # No folder was asked for, and the user has none.
-        _log.info(f"no report: {error}")
-        return
-    _log.info(f"report {write_report(folder, report)}")
+        _log.info(f"report {write_report(folder, report)}")
+    except (UsageError, StorageError) as error:
+        if o.worker.report:
+            raise
+        _log.info(f"no report: {error}")  # None was asked for, and the work is done.
 
 
 def _print(report: EncodeReport) -> None:

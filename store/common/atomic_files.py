@@ -64,10 +64,12 @@ def no_permission(path: Path, error: OSError) -> str:
         owner = f"{place} belongs to {owner}, mode {stat.filemode(status.st_mode)}"
     except OSError:
         owner = f"{place} cannot be looked at"
-    return (
-        f"{path}: {error.strerror or error} for {user_name(os.geteuid())}. {owner}. Ask its owner for access: "
-        "docs/howto/share.md says how a group shares a store."
-    )
+    cache = os.environ.get("WSA_CACHE")
+    if cache and path.is_relative_to(cache):
+        remedy = "Each user needs a cache of their own: set WSA_CACHE to another folder."
+    else:
+        remedy = "Ask its owner for access: docs/howto/share.md says how a group shares a store."
+    return f"{path}: {error.strerror or error} for {user_name(os.geteuid())}. {owner}. {remedy}"
 
 
 def require_writable(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Output without a reader, terminals, closed streams, and folders that are gone: work goes on."""
 
+import errno
 import os
 import pty
 import subprocess
@@ -12,6 +13,7 @@ from command_kit import ENCODE, OTHER_MODEL
 from wsa import cli
 from wsa.encode.inference.encoder import choose_device
 from wsa.store.common import streams
+from wsa.store.common.atomic_files import no_permission
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.record_cache import cache_folder
 
@@ -124,6 +126,20 @@ def test_an_encoding_without_a_folder_for_its_report_is_done(filled, monkeypatch
     outcome = filled("encode", "--models", OTHER_MODEL, *ENCODE[3:])
     assert outcome.code == 0 and "no report: You have no home folder" in outcome.err
     assert "objects" in outcome.out
+
+
+def test_an_encoding_with_an_unusable_cache_is_done(filled, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WSA_CACHE", str(tmp_path / "file"))
+    outcome = filled("encode", "--models", OTHER_MODEL, *ENCODE[3:])
+    assert outcome.code == 0 and "no report: ./file/encode-reports" in outcome.err
+
+
+def test_a_cache_of_another_user_is_not_to_be_shared(tmp_path, monkeypatch):
+    monkeypatch.setenv("WSA_CACHE", str(tmp_path))
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    assert "a cache of their own: set WSA_CACHE" in no_permission(tmp_path / "flat", denied)
+    assert "how a group shares a store" in no_permission(tmp_path.parent, denied)
 
 
 def test_a_missing_gpu_is_an_error(wsa, monkeypatch):
