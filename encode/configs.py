@@ -155,12 +155,18 @@ def pairs(
     """Parse an option's pairs into a dict.
 
     Raises:
-        UsageError: If a pair has no '='.
+        UsageError: If a pair has no '=', or a name has two values.
     """
+    parsed: dict[str, str] = {}
     for pair in given:
-        if "=" not in pair:
+        name, separator, value = pair.partition("=")
+        if not separator:
             raise UsageError("bad-option", f"{flag} {pair}: write {form}.")
-    return dict(pair.split("=", 1) for pair in given)
+        if parsed.setdefault(name, value) != value:
+            raise UsageError(
+                "bad-option", f"{flag} gives {name} twice: {parsed[name]} and {value}. Give one."
+            )
+    return parsed
 
 
 @dataclasses.dataclass(frozen=True)

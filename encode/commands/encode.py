@@ -209,10 +209,12 @@ def _check(o: EncodeOptions) -> None:
         raise UsageError(
             "bad-option", "--watch has no end to report; leave --report out, and ask 'wsa status'."
         )
-    for name in ("poll", "beat", "metrics_port"):
+    for name in ("poll", "beat", "metrics_port", "metrics_host"):
         if not o.watch and getattr(o.service, name) != getattr(ServiceOptions, name):
             flag = name.replace("_", "-")
             raise UsageError("bad-option", f"--{flag} is for a service; add --watch.")
+    if o.service.metrics_host != ServiceOptions.metrics_host and o.service.metrics_port is None:
+        raise UsageError("bad-option", "--metrics-host serves nothing; add --metrics-port.")
     if o.worker.scheduler not in ("local", "inproc", "slurm") and "://" not in o.worker.scheduler:
         raise UsageError(
             "bad-option",

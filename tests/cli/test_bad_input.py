@@ -65,6 +65,10 @@ encode --output grid
     append +pca:512, +pca:512@Pong, or +rp:512, with at most 99999 numbers.
 encode --weights vit
     --weights vit: write ALIAS=FILE, such as vit=path.safetensors.
+encode --weights vit=a.pt,vit=b.pt
+    --weights gives vit twice: a.pt and b.pt. Give one.
+encode --license mine=MIT,mine=BSD
+    --license gives mine twice: MIT and BSD. Give one.
 encode --workers -1
     --workers must be at least 0, not -1.
 encode --slurm-cores 0
@@ -87,6 +91,10 @@ encode --beat 1
     --beat is for a service; add --watch.
 encode --metrics-port 9464
     --metrics-port is for a service; add --watch.
+encode --metrics-host 0.0.0.0
+    --metrics-host is for a service; add --watch.
+encode --watch --metrics-host 0.0.0.0
+    --metrics-host serves nothing; add --metrics-port.
 encode --watch --metrics-port 70000
     --metrics-port must be from 0 to 65535, not 70000.
 encode --watch --report x

@@ -64,7 +64,8 @@ def test_a_run_on_a_bucket_writes_no_secret(wsa, outputs, s3, url, tmp_path, env
     assert json.loads(wsa(*COLLECT, "--json"))["segments"] == 2
     # Other URLs are recorded with the command, without their passwords.
     environment.setattr(sys, "argv", ["wsa", *ENCODE])
-    wsa(*ENCODE, "--scheduler", "inproc", "--metrics-host", "https://me:hush@host/x?sig=hush")
+    inproc = ("--scheduler", "https://me:hush@host/x?sig=hush", "--scheduler", "inproc")
+    wsa(*ENCODE, *inproc)
     assert json.loads(wsa(*ENCODE, "--scheduler", "inproc", "--json"))["objects"] == 0
     wsa(*LEARN)
     listed = json.loads(wsa("list", "--json"))["Breakout"]
