@@ -116,7 +116,7 @@ class ProtocolOptions:
 
     protocol: Literal["classic", "v5"] = "classic"
     """classic: no sticky actions, up to 30 no-ops, FIRE at a reset, minimal actions.
-    v5: sticky actions 0.25, all 18 actions."""
+    v5: sticky actions 0.25, all 18 actions. A version in the name of --game does not choose it."""
     sticky: OptionalFloat = None
     """Overrides the protocol's sticky-action probability."""
     max_episode_steps: int = 27_000
