@@ -421,7 +421,7 @@ def _one_line(name: str, box: str) -> str:
     hint = f" Perhaps you meant{flags[0]}." if flags else ""
     if re.match("Unrecognized options: [^-]", message):
         hint = " Write a list with commas and no spaces."
-    return f"{message.rstrip('.')}.{hint} 'wsa {name} --help' lists the options."
+    return f"{message.rstrip('. ')}.{hint} 'wsa {name} --help' lists the options."
 
 
 if __name__ == "__main__":

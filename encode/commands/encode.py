@@ -107,6 +107,8 @@ def _resolve(o: EncodeOptions) -> tuple[Snapshot, Encoding]:
             f"--license {name}: none of --models has that name. Leave it out.",
         )
     filed = {name: r.alias for name, r in asked.items() if r.recorded.startswith("file:")}
+    for name in weights.keys() & screen.OUTPUTS.keys():
+        raise UsageError("bad-option", f"--weights {name}={weights[name]}: {name} has no weights.")
     for name in weights.keys() - {*filed, *filed.values(), *map(names.key_alias, keys)}:
         raise UsageError(
             "bad-option",
@@ -274,7 +276,10 @@ def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
     """
     if isinstance(event, events.Started):
         pages = f"; Dask's pages are at {event.dashboard}" if event.dashboard else ""
-        workers, threads = _plural(event.workers, "worker"), _plural(event.threads, "thread")
+        workers, threads = (
+            terminal.plural(event.workers, "worker"),
+            terminal.plural(event.threads, "thread"),
+        )
         return f"{workers}, {threads}, device {event.device}{pages}"
     if isinstance(event, events.ModelReady):
         fitted = f", basis fitted on {event.fitted} frames" if event.fitted else ""
@@ -292,11 +297,6 @@ def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
         reason = why if first == event.worker else f"As {first}."
         return f"worker {event.worker} on {event.host} gets no segments. {reason}"
     return ""
-
-
-def _plural(number: int, what: str) -> str:
-    """Format a number of things, such as `2 workers`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _estimate(
@@ -357,7 +357,7 @@ def _show(
         f" (how many {o.worker.scheduler} has was not asked)" if "://" in o.worker.scheduler else ""
     )
     print(
-        f"\nminutes with {_plural(values['workers'], 'worker')} as fast as this machine's{unasked}, "
+        f"\nminutes with {terminal.plural(values['workers'], 'worker')} as fast as this machine's{unasked}, "
         f"without the time to start; memory at most {terminal.size(values['worker_bytes'])} for each, "
         f"{terminal.size(values['driver_bytes'])} for this process"
     )

@@ -365,7 +365,7 @@ class Found:
         return self._rows, self._misses.seconds if self._misses else 0.0
 
 
-def _engine_failed(key: str, engine: str, error: Exception) -> ConflictError:
+def _engine_failed(key: str, engine: str, error: BaseException) -> ConflictError:
     why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return ConflictError(
         "model-failed",

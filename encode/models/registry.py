@@ -236,6 +236,10 @@ def _find(text: str, weights: Mapping[str, str]) -> tuple[str, str, str]:
         alias, timm_name = name, catalog.PREFIX + name
     elif custom.is_name(text):
         return timm_alias(text), text, f"user:{text}"
+    elif names.is_model_key(name):
+        raise UsageError(
+            "unknown-model", f"The store has no model {name}. 'wsa models' lists its keys."
+        )
     else:
         close = difflib.get_close_matches(name, known_aliases(), 1)
         raise UsageError(
@@ -330,7 +334,9 @@ def weights_source(name: str, file: str) -> str:
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise MissingError(
-            "no-weights", f"--weights {name}={path}: there is no such file. Give one that exists."
+            "no-weights",
+            f"--weights {name}={path}: {'that is a folder' if path.is_dir() else 'there is no such file'}. "
+            "Give a file that exists.",
         )
     if path.suffix not in _WEIGHTS_SUFFIXES:
         raise UsageError(

@@ -41,7 +41,14 @@ def read(file: Path) -> Tensors:
     """
     if file.suffix == ".safetensors":
         return safetensors.torch.load_file(file)
-    content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch's own message is to read the file unsafely.
+        raise ValueError(
+            "it is damaged, or holds more than tensors; save model.state_dict() alone"
+        ) from error
     for name in _WITHIN:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]

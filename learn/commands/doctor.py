@@ -27,11 +27,12 @@ FLOORS = {"zarr": (3, 1, 6), "numcodecs": (0, 16, 6)}
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of the report; `ok` is None for a neutral finding."""
+    """One line of the report; `ok` is None for a neutral finding, and `code` the exit code if False."""
 
     what: str
     ok: bool | None
     found: str
+    code: int = MissingError.exit_code
 
 
 def examine(store: str) -> Iterator[Finding]:
@@ -103,7 +104,8 @@ def _store(url: str) -> Finding:
     try:
         snapshot = take_snapshot(open_store(url))
     except WsaError as error:
-        return Finding("store", None if error.exit_code == 3 else False, str(error))
+        ok = None if error.exit_code == MissingError.exit_code else False
+        return Finding("store", ok, str(error), error.exit_code)
     games = ", ".join(snapshot.games) or "no games"
     description = f"{url}: {len(snapshot.commits)} objects, {games}"
     try:
@@ -144,4 +146,4 @@ def doctor(o: DoctorOptions) -> int:
         marks = {True: "ok", False: "BAD", None: "-"}
         rows = [[f.what, marks[f.ok], f.found] for f in findings]
         terminal.table("", ["what", "", "found"], rows)
-    return MissingError.exit_code if any(f.ok is False for f in findings) else 0
+    return next((f.code for f in findings if f.ok is False), 0)

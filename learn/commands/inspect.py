@@ -73,7 +73,10 @@ def show(o: ShowOptions) -> int:
     elif _fits(names.model_key, o.what):
         describe = model_card
     else:
-        describe, _ = card, atari.check_game(o.what)
+        describe = card
+        if _fits(names.alias, o.what):
+            _refuse_alias(o)
+        atari.check_game(o.what)
     if o.html and describe is not card:
         raise UsageError("bad-option", f"--html is for a game; {o.what} is none. Leave it out.")
     if o.probe and not o.html:
@@ -84,6 +87,13 @@ def show(o: ShowOptions) -> int:
     if remark:
         _log.warning(remark)
     return terminal.result(o.json, values)
+
+
+def _refuse_alias(o: ShowOptions) -> None:
+    """Refuse the alias of models in the store, for which `wsa show` takes keys."""
+    _, snapshot = open_snapshot(o.store, or_empty=True)
+    if keys := names.keys_named(snapshot.models, o.what):
+        raise UsageError("bad-name", f"{o.what} is a model; write its key: {' or '.join(keys)}.")
 
 
 def _write_page(snapshot: Snapshot, o: ShowOptions, remark: str) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _pinned(config: OfflineRun | OnlineRun) -> str:
 def _described(config: OfflineRun | OnlineRun) -> str:
     from wsa.learn.runs.config import OnlineRun
 
-    count = f"{len(config.segments)} segments"
+    count = terminal.plural(len(config.segments), "segment")
     if isinstance(config, OnlineRun):
         models = ", ".join(config.inputs) or "none, grayscale pixels"
         played = atari.describe(config.protocol)

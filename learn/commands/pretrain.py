@@ -34,7 +34,7 @@ def pretrain_encoders(o: PretrainOptions) -> int:
     policies = sorted({meta.policy for meta in choice.segments})
     terminal.say(
         f"{choice.frames:,} frames of {', '.join(games)}, played by {', '.join(policies)}, in "
-        f"{len(choice.segments)} segments"
+        f"{terminal.plural(len(choice.segments), 'segment')}"
     )
     if choice.left_out:
         terminal.say(

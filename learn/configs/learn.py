@@ -506,9 +506,7 @@ def network_options(network: FrameStack) -> dict[str, Any]:
     found = {name: getattr(network, name) for name in network.__struct_fields__}
     if isinstance(network, NetworkConfig):
         fusion = network.fusion
-        found |= {
-            _FLAGS.get(name, name): getattr(fusion, name) for name in fusion.__struct_fields__
-        }
+        found |= {_FLAGS.get(f, f): getattr(fusion, f) for f in fusion.__struct_fields__}
     return found
 
 

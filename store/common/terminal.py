@@ -126,6 +126,11 @@ def plain(text: str, keep: str = "") -> str:
     )
 
 
+def plural(number: int, what: str) -> str:
+    """Format a number of things, such as `2 workers`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def size(count: float) -> str:
     """Format a number of bytes: 1.4 MB."""
     from rich.filesize import decimal

@@ -65,6 +65,10 @@ encode --output grid
     append +pca:512, +pca:512@Pong, or +rp:512, with at most 99999 numbers.
 encode --weights vit
     --weights vit: write ALIAS=FILE, such as vit=path.safetensors.
+encode --models palette --weights palette=w.pt
+    --weights palette=w.pt: palette has no weights.
+learn --models palette-000000000000
+    The store has no model palette-000000000000. 'wsa models' lists its keys.
 encode --weights vit=a.pt,vit=b.pt
     --weights gives vit twice: a.pt and b.pt. Give one.
 encode --license mine=MIT,mine=BSD
@@ -155,6 +159,10 @@ def test_an_argument_that_is_not_utf_8_is_refused(filled, unchanged, command):
     )
 
 
+def test_a_message_that_was_wrapped_before_its_period_is_joined():
+    assert cli._one_line("import", "invalid choice 'x'\n.\n").startswith("invalid choice 'x'. ")
+
+
 MISSING = """
 collect --policy ppo
     ppo is not the folder of a run: it has no config.json. Give a folder that 'wsa learn' made.
@@ -191,6 +199,12 @@ def test_an_unknown_model_is_not_suggested_for_encoding(filled, unchanged):
         outcome = filled("learn", "--game", "Breakout", "--models", "nomodel")
     assert outcome.code == 2
     assert outcome.error.startswith("wsa learn: 'nomodel' is not a model; choose from vit, ")
+
+
+def test_an_alias_is_shown_by_its_key(filled, unchanged, key):
+    with unchanged():
+        outcome = filled("show", key.rpartition("-")[0])
+    assert outcome.code == 2 and outcome.error.endswith(f"is a model; write its key: {key}.")
 
 
 def test_another_run_in_the_folder_is_kept(filled, unchanged):

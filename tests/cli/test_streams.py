@@ -135,6 +135,12 @@ def test_an_encoding_with_an_unusable_cache_is_done(filled, tmp_path, monkeypatc
     assert outcome.code == 0 and "no report: ./file/encode-reports" in outcome.err
 
 
+def test_a_cache_is_a_local_folder(monkeypatch):
+    monkeypatch.setenv("WSA_CACHE", "s3://lab/cache")
+    with pytest.raises(UsageError, match="WSA_CACHE=s3://lab/cache is a URL"):
+        cache_folder()
+
+
 def test_a_cache_of_another_user_is_not_to_be_shared(tmp_path, monkeypatch):
     monkeypatch.setenv("WSA_CACHE", str(tmp_path))
     denied = PermissionError(errno.EACCES, "Permission denied")

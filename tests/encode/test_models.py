@@ -189,7 +189,7 @@ def test_garbage_in_a_weights_file_is_refused(tmp_path):
     [
         ("w.bin", UsageError("bad-option", ""), r"\.safetensors, \.pth, \.pt"),
         ("gone.safetensors", MissingError("no-weights", ""), "there is no such file"),
-        (".", MissingError("no-weights", ""), "there is no such file"),
+        (".", MissingError("no-weights", ""), "that is a folder"),
     ],
 )
 def test_a_weights_file_must_exist_and_have_a_known_format(name, error, message, tmp_path):

@@ -108,8 +108,9 @@ def test_an_archive_of_anything_but_tensors_is_refused_without_running_it(kind, 
         file.write_bytes(b"garbage" * 20)
     else:
         torch.save({**weights, "x": Bomb(canary) if kind == "bomb" else 3}, file)
-    with pytest.raises(ConflictError, match="does not hold the weights"):
+    with pytest.raises(ConflictError, match="does not hold the weights") as caught:
         load_weights(file)
+    assert "more than tensors" in str(caught.value) and "weights_only" not in str(caught.value)
     assert not canary.exists()
 
 

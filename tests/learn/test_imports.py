@@ -385,8 +385,11 @@ def test_other_files_are_refused(here):
     (here / "damaged.npz").write_bytes(data)
     zarr.create_group(here / "old.zarr", zarr_format=2)
     for name in ("text.npz", "folder", "objects.npz", "damaged.npz", "old.zarr"):
-        with pytest.raises(UsageError, match=r"neither an .npz file of plain arrays nor a Zarr"):
+        with pytest.raises(
+            UsageError, match=r"neither an .npz file of plain arrays nor a Zarr"
+        ) as caught:
             Arrays(here / name)
+        assert "unsafe" not in str(caught.value)
 
 
 def test_a_color_that_the_palette_lacks_is_refused(here, store, played):

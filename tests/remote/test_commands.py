@@ -97,7 +97,7 @@ def test_doctor_checks_the_bucket(wsa, url, kit):
     assert "only if it is absent" in found["store bucket"]["found"]
     kit.add_segment(open_store(url, create=True), game="Breakout")
     assert "objects, Breakout" in json.loads(wsa("doctor", "--json"))["store"]["found"]
-    error = wsa("doctor", "--json", "--store", "s3://nowhere/wsa", expected=3)
+    error = wsa("doctor", "--json", "--store", "s3://nowhere/wsa", expected=6)
     assert "Traceback" not in error
 
 
