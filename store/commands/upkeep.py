@@ -51,6 +51,12 @@ def verify(o: VerifyOptions) -> int:
         for file in done.left:
             print(f"  not copied, and left where it is: {terminal.plain(file)}")
         print(f"  Next: {done.next}")
+    if report.incomplete:
+        terminal.say(
+            f"{report.incomplete:,} segments have files of frames or rows that no record names. The "
+            "command that wrote them was interrupted, is still running, or their record is lost. Run "
+            "the same 'wsa collect' or 'wsa pull' again; 'wsa sweep' leaves them alone."
+        )
     if damaged and not o.repair:
         terminal.say(
             "To have damaged objects made or fetched again: wsa verify --repair. It moves what is "
@@ -106,7 +112,7 @@ def sweep(o: SweepOptions) -> int:
         print("\n".join(f"  {terminal.plain(path)}" for path in report.strange[:SHOWN]))
         _more(len(report.strange))
     if report.protected:
-        terminal.say("Objects with a damaged record are left whole: see 'wsa verify'.")
+        terminal.say("Objects with a damaged or lost record are left whole: see 'wsa verify'.")
     if report.leftovers and not o.yes:
         terminal.say("Nothing was removed. To remove it: wsa sweep --yes")
     return 0

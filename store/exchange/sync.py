@@ -176,7 +176,9 @@ def copy(
     present, left = plan.present, plan.left
     for kind in ORDER:
         stage = [commit for commit in plan.objects if isinstance(commit.meta, kind)]
-        ready = [commit for commit in stage if not failed.intersection(_dependencies(commit.meta))]
+        ready = [
+            commit for commit in stage if not failed.intersection(records.dependencies(commit.meta))
+        ]
         left += len(stage) - len(ready)
         with contextlib.closing(
             _run_concurrently(partial(_copy_object, source, target), ready, threads)
@@ -318,13 +320,6 @@ def _frames_difference(source: Snapshot, target: Snapshot, path: str) -> str:
 
 def _digest_files(commit: Commit) -> list[records.File]:
     return [file for file in commit.files if file.name.startswith("digest/")]
-
-
-def _dependencies(meta: Meta) -> tuple[str, ...]:
-    """Return the paths of the objects that an embedding depends on."""
-    if isinstance(meta, EmbeddingMeta):
-        return names.model_path(meta.model), names.segment_path(meta.game, meta.segment)
-    return ()
 
 
 def _run_concurrently(

@@ -236,6 +236,13 @@ def meta_path(meta: Meta) -> str:
     return names.model_path(meta.model)
 
 
+def dependencies(meta: Meta) -> tuple[str, ...]:
+    """Return the paths of the objects that an embedding depends on, which are committed before it."""
+    if isinstance(meta, EmbeddingMeta):
+        return names.model_path(meta.model), names.segment_path(meta.game, meta.segment)
+    return ()
+
+
 def record_path(path: str) -> str:
     """Return the path of the record that makes the object at `path` visible."""
     return names.commit_path(hashing.object_id(path))

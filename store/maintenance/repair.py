@@ -91,13 +91,19 @@ def _set_object_aside(backend: Backend, damage: Damage) -> Repair:
 def _set_record_aside(backend: Backend, damage: Damage) -> Repair:
     """Copy a damaged record and the files that it may have named to `damaged/`; remove the record.
 
+    A lost record is kept as an empty file: it says that the object was taken out.
     It is unknown which attempt the record named, and a writer may be active there. So the files
     also stay in place, and `wsa sweep` removes them later.
     """
+    lost = damage.kind == "lost-file"
     try:
         data = backend.get(damage.path, records.MAX_RECORD_BYTES)
+        if lost:
+            return Repair(damage.path, "", (), "nothing: it is there again")
     except FileNotFoundError:
-        return Repair(damage.path, "", (), "nothing: it is gone")
+        if not lost:
+            return Repair(damage.path, "", (), "nothing: it is gone")
+        data = b""
     except DamagedError:
         return Repair(damage.path, "", (), f"remove {damage.path}: no record is so large")
     object_id = hashing.object_id(damage.path)
@@ -112,7 +118,8 @@ def _set_record_aside(backend: Backend, damage: Damage) -> Repair:
                 left.append(entry.path)
     kept = f"{KEPT}/{object_id}/{hashing.checksum(data)[:16]}"
     _keep(backend, f"{kept}.json", data)
-    backend.delete(damage.path)
+    if not lost:  # Otherwise another writer may have just committed it.
+        backend.delete(damage.path)
     return Repair(damage.path, kept, tuple(left), _next_step(damage, ""))
 
 

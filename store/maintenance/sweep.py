@@ -7,7 +7,8 @@ this machine does not matter. A service writes a heartbeat every few seconds, so
 claim of that age belongs to a dead service.
 
 A sweep never removes a file that a record names, a file of an object whose record cannot be read,
-or a file whose path wsa would not write.
+or a file whose path wsa would not write. If an object has no record, but records of others name it,
+its record may be lost. Then its files stay as well, unless a repair has kept a copy.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import contextlib
 import dataclasses
 import re
 import uuid
+from collections.abc import Set as AbstractSet
 
 from wsa.store.backends.base import Backend
-from wsa.store.common import names
+from wsa.store.common import hashing, names
 from wsa.store.common.atomic_files import TEMPORARY
 from wsa.store.common.errors import DamagedError, StorageError, UsageError
-from wsa.store.format.records import Commit, record_path
+from wsa.store.format import records
+from wsa.store.format.records import Commit, Meta, ModelMeta, record_path
 from wsa.store.objects.snapshot import read_each, read_record
 
 # Folder where `wsa verify --repair` keeps damaged objects.
@@ -56,7 +59,8 @@ class SweepReport:
         leftovers: Leftovers older than the grace time, sorted by path.
         removed: Number of files removed; 0 in a dry run.
         kept_young: Number of files younger than the grace time that no record names.
-        protected: Number of files kept because the record of their object cannot be read.
+        protected: Number of files kept because the record of their object cannot be read or may be
+            lost.
         strange: Paths of files that wsa would not write; they are kept.
     """
 
@@ -102,6 +106,16 @@ class Listing:
     kept: dict[str, Attempt] = dataclasses.field(default_factory=dict)
     signs: dict[str, Attempt] = dataclasses.field(default_factory=dict)
 
+    def may_be_lost(self, folder: str, named: AbstractSet[str]) -> bool:
+        """Whether the lost record of an object may have named this attempt.
+
+        Args:
+            folder: Folder of an attempt at an object without a record.
+            named: Paths of the objects that the store's records name.
+        """
+        path, _, attempt = folder.rpartition("/")
+        return path in named and f"{KEPT}/{hashing.object_id(path)}/{attempt}" not in self.kept
+
 
 def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = None) -> SweepReport:
     """Remove files that no record names.
@@ -117,9 +131,11 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
     oldest = (_clock(backend) if now is None else now) - grace_s
     # List files before records, so that files committed in between have a record.
     listing = list_attempts(backend)
+    named: set[str] = set()
     for _, commit in read_each(backend):
         if isinstance(commit, Commit):
             listing.attempts.pop(commit.folder, None)
+            named.update(objects_named(commit.meta))
     old = {path: sign for path, sign in listing.signs.items() if sign.newest <= oldest}
     leftovers: list[Leftover] = []
     removed = young = protected = 0
@@ -136,12 +152,26 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
                 continue
             if commit is not None and commit.folder == path:
                 continue
+            if commit is None and listing.may_be_lost(path, named):
+                protected += attempt.files
+                continue
         leftovers.append(
             Leftover(path, attempt.files, attempt.bytes, oldest + grace_s - attempt.newest)
         )
         if not dry_run:
             removed += _remove(backend, path, oldest)
     return SweepReport(tuple(leftovers), removed, young, protected, tuple(sorted(listing.strange)))
+
+
+def objects_named(meta: Meta) -> set[str]:
+    """Return the paths of the objects that a record names: its own, and those it belongs to."""
+    if isinstance(meta, ModelMeta):
+        return {names.model_path(meta.model)}
+    halves = {
+        names.frames_path(meta.game, meta.segment),
+        names.segment_path(meta.game, meta.segment),
+    }
+    return halves.union(records.dependencies(meta))
 
 
 def owner(path: str) -> str | None:

@@ -3,8 +3,9 @@
 Each commit record is parsed and checked against its own checksum. Each file that it names is read
 and compared with its length and blake3, and each array is decoded. In a damaged array, the chunks
 with correct checksums are still valid, so the report names the damaged rows. The number of
-embeddings is compared with the segment's frames or rows. Files that no record names are counted,
-but they are not damage: they belong to dead or active writers.
+embeddings is compared with the segment's frames or rows, and the records of their model and of the
+segment must be there, since they were committed before. Files that no record names are counted, but
+they are not damage: they belong to dead or active writers.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from wsa.store.backends.base import Backend
-from wsa.store.common import names
+from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, Kind, StorageError, WsaError
 from wsa.store.format import arrays as layout
 from wsa.store.format import records
 from wsa.store.format.limits import check_metadata
 from wsa.store.format.records import Commit, EmbeddingMeta, FramesMeta, Meta, SegmentMeta
-from wsa.store.maintenance.sweep import KEPT, list_attempts
+from wsa.store.maintenance.sweep import KEPT, list_attempts, objects_named
 from wsa.store.objects.snapshot import Snapshot, arrays_of, list_records, read_record
+from wsa.store.objects.writer import committed
 
 # Further damage is only counted, so that it cannot fill the memory.
 MOST_LISTED = 10_000
@@ -95,6 +98,9 @@ class Report:
         files: Number of files read.
         bytes: Size of the objects read.
         leftovers: Number of files that no record names; None if only a sample was read.
+        incomplete: Number of segments with only their frames or only their rows committed, and files
+            of the other half that no record names: a writer died or is active between the two, or a
+            record is lost; None if only a sample was read.
         set_aside: Number of objects and records in `damaged/`.
         damage: Damage, sorted by path; at most `MOST_LISTED` entries.
         unlisted: Number of further damages.
@@ -105,6 +111,7 @@ class Report:
     files: int
     bytes: int
     leftovers: int | None
+    incomplete: int | None
     set_aside: int
     damage: tuple[Damage, ...]
     unlisted: int = 0
@@ -127,11 +134,14 @@ def verify(
     # List files before records, so that a commit in between does not count as a leftover.
     listing = list_attempts(backend, "" if sample >= 1 else KEPT)
     paths = [entry.path for entry in list_records(backend)]
+    listed = frozenset(paths)
     total = len(paths)
     if sample < 1:
         paths = random.sample(paths, min(total, math.ceil(sample * total)))
     damage: list[Damage] = []
     counts = _Counts()
+    needed: set[str] = set()
+    named: set[str] = set()
     objects = files = size = unlisted = 0
     for done, checked in enumerate(_check_all(backend, paths), 1):
         if checked.folder:
@@ -140,20 +150,31 @@ def verify(
             size += checked.bytes
             listing.attempts.pop(checked.folder, None)
             counts.add(checked)
+        if checked.meta is not None:
+            needed.update(records.dependencies(checked.meta))
+            named.update(objects_named(checked.meta))
         room = MOST_LISTED - len(damage)
         damage += checked.damage[:room]
         unlisted += len(checked.damage[room:])
         on_object(done, len(paths))
-    for one in counts.mismatches(backend):
+    lost = [path for path in sorted(needed) if _is_lost(backend, path, listed)]
+    for one in (*counts.mismatches(backend), *map(partial(_lost_record, backend), lost)):
         if len(damage) < MOST_LISTED:
             damage.append(one)
         else:
             unlisted += 1
     leftovers = sum(attempt.files for attempt in listing.attempts.values()) + len(listing.strange)
+    incomplete = {
+        path
+        for attempt in listing.attempts
+        if listing.may_be_lost(attempt, named)
+        and (path := attempt.rpartition("/")[0]) not in needed
+        and _is_missing(backend, path, listed)
+    }
     # A record's name is the hash of its object's path. So the paths of files without a readable
-    # record tell which object a damaged record belongs to.
+    # record, and of objects that others depend on, tell which object a damaged record belongs to.
     orphans = {path.rpartition("/")[0] for path in listing.attempts}
-    by_record = {records.record_path(path): path for path in orphans}
+    by_record = {records.record_path(path): path for path in orphans | needed}
     damage = [_with_object(one, by_record) for one in damage]
     return Report(
         objects=objects,
@@ -161,6 +182,7 @@ def verify(
         files=files,
         bytes=size,
         leftovers=leftovers if sample >= 1 else None,
+        incomplete=len(incomplete) if sample >= 1 else None,
         set_aside=len(listing.kept),
         damage=tuple(sorted(damage, key=lambda d: (d.path, d.array, d.rows))),
         unlisted=unlisted,
@@ -205,6 +227,26 @@ class _Counts:
                     f"{commit.meta.unit}. Run 'wsa verify'."
                 )
                 yield _damage(commit, "", (), DamagedError("bad-record", why))
+
+
+def _is_missing(backend: Backend, path: str, listed: AbstractSet[str]) -> bool:
+    """Whether the object at `path` has no record, neither in the listing nor committed since."""
+    return records.record_path(path) not in listed and not committed(backend, path)
+
+
+def _is_lost(backend: Backend, path: str, listed: AbstractSet[str]) -> bool:
+    """Whether an object that others depend on has no record, and no repair took it out."""
+    kept = f"{KEPT}/{hashing.object_id(path)}"
+    return _is_missing(backend, path, listed) and not any(True for _ in backend.list(kept))
+
+
+def _lost_record(backend: Backend, path: str) -> Damage:
+    record = records.record_path(path)
+    why = (
+        f"{record} is gone from {backend.url}: it is committed before the embeddings that depend on "
+        f"{path}."
+    )
+    return Damage(record, "lost-file", why)
 
 
 def _check_all(backend: Backend, paths: Sequence[str]) -> Iterator[_Checked]:

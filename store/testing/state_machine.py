@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from wsa.store.backends.base import Backend
-from wsa.store.common import names
+from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, StorageError
 from wsa.store.exchange import sync
-from wsa.store.format.records import read_commit, record_path
+from wsa.store.format.records import Meta, dependencies, read_commit, record_path
 from wsa.store.maintenance.repair import repair
-from wsa.store.maintenance.sweep import KEPT, sweep
+from wsa.store.maintenance.sweep import KEPT, objects_named, sweep
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import Snapshot, list_records, take_snapshot
 from wsa.store.testing.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan
@@ -172,7 +172,7 @@ class StoreMachine(RuleBasedStateMachine):
         gone = before.keys() - self.raw().keys()
         assert all(before[path] in kept for path in gone), "what is taken out is kept"
         self._forget_lost()
-        assert not self.unreadable() | self.damaged()
+        assert not self.unreadable() | self.damaged() | self.lost()
 
     @rule()
     def reopen(self) -> None:
@@ -214,7 +214,7 @@ class StoreMachine(RuleBasedStateMachine):
     def verify(self) -> None:
         """`verify` names exactly the changed objects."""
         report = verify(self.place)
-        expected = {(record_path(path), "") for path in self.unreadable()}
+        expected = {(record_path(path), "") for path in self.unreadable() | self.lost()}
         files = self.raw()
         for path in self.damaged():
             for file, data in self.model[path].files.items():
@@ -271,6 +271,12 @@ class StoreMachine(RuleBasedStateMachine):
     def unreadable(self) -> set[str]:
         """Return the objects whose records were changed."""
         return {p for p, c in self.model.items() if self.place.get(record_path(p)) != c.record}
+
+    def lost(self) -> set[str]:
+        """Return the objects without a record that embeddings depend on, and no repair took out."""
+        kept = {entry.path.split("/")[1] for entry in self.place.list(KEPT)}
+        needed = {path for meta in self._readable() for path in dependencies(meta)}
+        return {p for p in needed - self.visible() if hashing.object_id(p) not in kept}
 
     def damaged(self) -> set[str]:
         """Return the objects with an intact record and files that were changed or removed."""
@@ -341,6 +347,11 @@ class StoreMachine(RuleBasedStateMachine):
                 assert not changed, "a changed file was read unnoticed"
                 assert same_content(found, committed.content)
 
+    def _readable(self) -> list[Meta]:
+        """Return the content of every intact record."""
+        intact = self.model.keys() - self.unreadable()
+        return [read_commit(self.model[p].record, record_path(p)).meta for p in intact]
+
     def _sweepable(self, oldest: float) -> set[str]:
         """Return the files that no record names or may name, in attempts that are old enough."""
         named = {file for committed in self.model.values() for file in committed.files}
@@ -352,8 +363,20 @@ class StoreMachine(RuleBasedStateMachine):
             own = next((o for o in ALL_PATHS if path.startswith(f"{o}/")), None)
             folder = "/".join(path.split("/")[: own.count("/") + 2]) if own else path
             attempts.setdefault(folder, []).append((path, modified))
+        kept = {"/".join(entry.path.split("/")[1:3]) for entry in self.place.list(KEPT)}
+        kept = {path.removesuffix(".json") for path in kept}
+        without_record = {
+            f"{path}/" for meta in self._readable() for path in objects_named(meta)
+        } - {f"{path}/" for path in self.visible()}
         named_folders = {
-            folder for folder, files in attempts.items() if named & {f for f, _ in files}
+            folder
+            for folder, files in attempts.items()
+            if named & {f for f, _ in files}
+            or any(
+                folder.startswith(path)
+                and f"{hashing.object_id(path[:-1])}/{folder.removeprefix(path)}" not in kept
+                for path in without_record
+            )
         }
         return {
             path

@@ -8,7 +8,7 @@ from wsa.store.objects.root import open_store
 ALIASES = ["lite0", "vit"]
 
 
-def draw_beside_writers(tmp_path, nursery, segments):
+def draw_beside_writers(tmp_path, kit, nursery, segments):
     """Four writers of so many segments each, and four readers, two of which share a cache."""
     url = str(tmp_path / "store")
     open_store(url, create=True)
@@ -22,17 +22,18 @@ def draw_beside_writers(tmp_path, nursery, segments):
     assert nursery.wait(*writers) == [0] * 4
     assert nursery.wait(*readers) == [0] * 4, "no batch was mixed"
     report = verify(open_store(url))
-    assert not report.damage and report.objects == 4 * segments * (2 + len(ALIASES))
+    assert not kit.damage_beside_models(report)
+    assert report.objects == 4 * segments * (2 + len(ALIASES))
     return [[int(line) for line in reader.said()] for reader in readers]
 
 
-def test_batches_drawn_beside_writers(tmp_path, nursery):
-    for seen in draw_beside_writers(tmp_path, nursery, 3):
+def test_batches_drawn_beside_writers(tmp_path, kit, nursery):
+    for seen in draw_beside_writers(tmp_path, kit, nursery, 3):
         assert seen[-1] == 12 and len(set(seen)) > 2, "batches were drawn while the store grew"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_batches_drawn_beside_writers_for_a_minute(tmp_path, nursery):
-    for seen in draw_beside_writers(tmp_path, nursery, 400):
+def test_batches_drawn_beside_writers_for_a_minute(tmp_path, kit, nursery):
+    for seen in draw_beside_writers(tmp_path, kit, nursery, 400):
         assert seen[-1] == 1600 and len(set(seen)) > 20

@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from wsa.store.common import names
+from wsa.store.format import records
 from wsa.store.maintenance import verify
 from wsa.store.maintenance.repair import repair
 from wsa.store.maintenance.sweep import sweep
@@ -69,6 +70,7 @@ def test_a_repaired_store_is_whole_and_can_be_completed(store, full, kit, how):
 def test_a_repair_interrupted_anywhere_can_be_repeated(in_memory, kit):
     store = in_memory
     meta, _ = kit.add_segment(store)
+    kit.add_model(store, kit.key())
     kit.add_embedding(store, meta, kit.key())
     path = names.embedding_path(meta.game, kit.key(), meta.segment)
     file = f"{take_snapshot(store).commit(path).folder}/c.0.0"
@@ -95,6 +97,28 @@ def test_a_repair_interrupted_anywhere_can_be_repeated(in_memory, kit):
         if next(changes) <= number:
             break
     assert number == 6, "a repair makes three copies, and removes a record and two files"
+
+
+def test_a_lost_record_is_repaired_unless_it_is_there_again(store, full, kit):
+    model = names.model_path(kit.key("vit"))
+    rows = kit.segment_paths(full[0])[1]
+    for path in (model, rows):
+        store.delete(records.record_path(path))
+    damage = verify.verify(store).damage
+    kit.writer.commit_segment(store, *kit.by_id(full[0]))
+    files = {path: store.get(path) for path in kit.paths(store, model)}
+    done = {one.path: one for one in repair(store, damage)}
+    assert "it is there again" in done[records.record_path(rows)].next
+    kept = done[records.record_path(model)].kept.rpartition("/")[0]
+    assert {store.get(path) for path in kit.paths(store, kept)} == {*files.values(), b""}
+    assert "wsa encode --models vit" in done[records.record_path(model)].next
+    assert not verify.verify(store).damage
+    # Repaired, made again, and lost again: files that no repair has copied stay.
+    kit.add_model(store, kit.key("vit"))
+    attempt = take_snapshot(store).commit(model).folder
+    store.delete(records.record_path(model))
+    sweep(store, -1, dry_run=False)
+    assert {path.rpartition("/")[0] for path in kit.paths(store, model)} == {attempt}
 
 
 def test_a_repair_leaves_an_object_that_was_made_again(store, full, kit):

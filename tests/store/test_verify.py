@@ -9,7 +9,7 @@ import pytest
 
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
-from wsa.store.format import arrays
+from wsa.store.format import arrays, records
 from wsa.store.format.limits import check_metadata
 from wsa.store.format.records import EmbeddingMeta, FramesMeta
 from wsa.store.maintenance import verify
@@ -140,6 +140,7 @@ def test_a_thousand_flipped_bits_are_found(store, full, kit):
 @pytest.mark.parametrize("chunks", [[4], [0, 1], [1, 3], [0, 1, 2, 3, 4]])
 def test_damaged_rows_are_named_exactly(store, kit, chunks):
     meta, _ = kit.add_segment(store, steps=1100)
+    kit.add_model(store, kit.key())
     kit.add_embedding(store, meta, kit.key(), shape=(4, 2))
     path = names.embedding_path(meta.game, kit.key(), meta.segment)
     folder = take_snapshot(store).commit(path).folder
@@ -159,6 +160,7 @@ def test_damaged_rows_are_named_exactly(store, kit, chunks):
 
 def test_chunks_swapped_inside_a_file_are_found(store, kit):
     meta, _ = kit.add_segment(store, steps=600)
+    kit.add_model(store, kit.key())
     kit.add_embedding(store, meta, kit.key())
     path = names.embedding_path(meta.game, kit.key(), meta.segment)
     file = store.root / take_snapshot(store).commit(path).folder / "c.0.0"
@@ -200,16 +202,58 @@ def test_other_damage_is_found(store, full, kit, how):
                 }[how]
             )
         if how == "deleted" and target.startswith("commits/"):
-            # Without a record there is no object, and its files are leftovers.
-            path = object_of(target, snapshot)
-            report = verify.verify(store)
-            assert not report.damage and report.leftovers == len(snapshot.commit(path).files)
-            assert path not in take_snapshot(store).commits
+            check_lost_record(store, snapshot, object_of(target, snapshot))
         else:
             kind = "lost-file" if how == "deleted" else "bad-bytes"
             check_reported(store, target, snapshot, before, full, kind)
         file.write_bytes(whole)
     assert not verify.verify(store).damage
+
+
+def check_lost_record(store, snapshot, path):
+    """Without a record there is no object, and its files are leftovers, unless others need it."""
+    report = verify.verify(store)
+    assert report.leftovers == len(snapshot.commit(path).files)
+    assert path not in take_snapshot(store).commits
+    if "/frames/" in path or "/embeddings/" in path:
+        assert not report.damage and report.incomplete == ("/frames/" in path)
+        return
+    (damage,) = report.damage
+    assert (damage.path, damage.kind) == (records.record_path(path), "lost-file")
+    assert path in damage.why and all(word in damage.concerns for word in concerned_names(path))
+
+
+def test_each_lost_record_that_others_depend_on_is_reported(store, full, kit):
+    snapshot = take_snapshot(store)
+    for path in [*kit.segment_paths(full[0]), names.model_path(kit.key("vit"))]:
+        record = store.root / records.record_path(path)
+        data = record.read_bytes()
+        record.unlink()
+        check_lost_record(store, snapshot, path)
+        record.write_bytes(data)
+
+
+def test_a_segment_and_its_embedding_committed_during_verification_are_not_damage(
+    store, full, kit, monkeypatch
+):
+    """A listing may show the record of an embedding, and not the earlier one of its segment."""
+    real = verify.list_records
+    meta, _ = kit.add_segment(store, 7)
+    kit.add_embedding(store, meta, kit.key("vit"))
+    hidden = records.record_path(kit.segment_paths(meta)[1])
+    monkeypatch.setattr(
+        verify, "list_records", lambda store: [e for e in real(store) if e.path != hidden]
+    )
+    report = verify.verify(store)
+    assert (report.damage, report.incomplete) == ((), 0)
+
+
+def test_a_store_without_frames_is_whole(store, full, kit):
+    for path in (kit.segment_paths(meta)[0] for meta in full):
+        for file in [records.record_path(path), *kit.paths(store, path)]:
+            store.delete(file)
+    report = verify.verify(store)
+    assert (report.damage, report.incomplete, report.leftovers) == ((), 0, 0)
 
 
 def test_two_swapped_files_are_found(store, full, kit):
@@ -290,7 +334,7 @@ def test_leftovers_are_counted_and_are_not_damage(store, full, kit):
 
 
 def test_a_damaged_record_without_files_is_reported(store, full, kit):
-    path = names.model_path(kit.key("vit"))
+    path = names.embedding_path("Pong", kit.key("vit"), full[0].segment)
     record = names.commit_path(hashing.object_id(path))
     (store.root / record).write_bytes(b"{")
     for left in kit.paths(store, path):
@@ -335,6 +379,7 @@ def test_damage_with_a_right_checksum_is_found_by_decoding(store, kit, monkeypat
 
     meta, _ = kit.add_segment(store, steps=600)
     monkeypatch.setattr(writer.layout, "encode_embedding", broken)
+    kit.add_model(store, kit.key())
     kit.add_embedding(store, meta, kit.key())
     (damage,) = verify.verify(store).damage
     assert kit.key() in damage.concerns

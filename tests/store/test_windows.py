@@ -128,12 +128,12 @@ def test_a_record_with_an_invalid_window_is_refused(kit, window):
 @pytest.mark.parametrize("alias", ["lite0", "pair"])
 def test_verify_finds_a_wrong_number_of_embeddings(store, kit, alias):
     metas = fill(store, kit, range(2), ("moving",))
-    assert not verify(store).damage
+    assert not kit.damage_beside_models(verify(store))
     key, window = kit.key(alias), WINDOWS[alias]
     described, array = kit.fake_embedding(metas[1], key, window=window)
     short = msgspec.structs.replace(described, shape=(len(array) - 1, 3))
     writer.commit_embedding(store, short, array[:-1])
-    (damage,) = verify(store).damage
+    (damage,) = kit.damage_beside_models(verify(store))
     unit = "rows" if window > 1 else "frames"
     assert damage.unit == unit and damage.rows == ((0, len(array) - 2),)
     assert damage.kind == "bad-record" and damage.path == records.meta_path(short)
@@ -142,7 +142,7 @@ def test_verify_finds_a_wrong_number_of_embeddings(store, kit, alias):
         take_snapshot(store).read_embedding("Pong", key, metas[1].segment)
     repair(store, [damage])
     writer.commit_embedding(store, described, array)
-    assert not verify(store).damage
+    assert not kit.damage_beside_models(verify(store))
 
 
 def test_damage_to_windows_is_reported_by_rows(on_disk, kit):
@@ -154,7 +154,7 @@ def test_damage_to_windows_is_reported_by_rows(on_disk, kit):
     data = bytearray(file.read_bytes())
     data[10] ^= 1
     file.write_bytes(data)
-    (damage,) = verify(on_disk).damage
+    (damage,) = kit.damage_beside_models(verify(on_disk))
     assert (damage.unit, damage.rows) == ("rows", ((0, 255),))
 
 
