@@ -20,6 +20,7 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.format import records
+from wsa.store.objects.root import require_present
 
 MAX_HEARTBEAT_BYTES = 64 << 10
 # Limit on the services to read, newest first, since a folder may be full of them.
@@ -140,7 +141,7 @@ def read_heartbeats(backend: Backend) -> list[StoredHeartbeat]:
 class HeartbeatThread:
     """Writes a heartbeat to the store every few seconds until it is stopped.
 
-    If the store refuses a write, that heartbeat is skipped. When it stops, it calls `on_stop` and
+    If the store is gone or refuses a write, that heartbeat is skipped. When it stops, it calls `on_stop` and
     deletes the last heartbeat, but waits no longer than `SHUTDOWN_S` for that.
 
     Args:
@@ -174,6 +175,7 @@ class HeartbeatThread:
             heartbeat = self._read()
             with contextlib.suppress(WsaError):
                 number += 1
+                require_present(self._backend)  # Leave an empty mount point alone.
                 path = names.heartbeat_path(heartbeat.service, number)
                 put.append(path)  # First, since an error may follow a successful write.
                 self._backend.put_new(path, hashing.canonical(heartbeat))

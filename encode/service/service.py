@@ -34,7 +34,7 @@ from wsa.encode.service.status import StatusReader
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
 from wsa.store.common.errors import ConflictError, DamagedError, StorageError, WsaError
-from wsa.store.objects.root import is_free, open_store
+from wsa.store.objects.root import is_free, open_store, require_present
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 # Target duration of a batch, during which it keeps its claims and does not look for new work.
@@ -159,6 +159,7 @@ class Service:
     def _round(self, workers: Workers) -> bool:
         """Take a snapshot and encode a batch of what is missing; return whether there was any."""
         self.counters.set_workers(workers.count())
+        require_present(self._backend)  # A missing folder would read as an empty store.
         self._snapshot = take_snapshot(self._backend, self._snapshot)
         lost = not self._registered.keys() <= set(self._snapshot.models)
         if not self._started or lost or self._lacks_fitted_models():
@@ -309,8 +310,7 @@ class Service:
             run_by = event.choice.run_by if event.choice else "nothing to run"
             self._log(f"{event.spec.key} is ready, {run_by}")
         elif isinstance(event, AttemptFailed):
-            if event.error.kind == "unavailable":
-                open_store(self._backend.url)  # Raises if the whole store is unavailable.
+            require_present(self._backend)  # Otherwise the segment is not to blame.
             if event.last:
                 where = f"{event.game} {event.segment} by {event.model}"
                 self._log(f"set aside: {where}, after {event.attempts} attempts: {event.error}")

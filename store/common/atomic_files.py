@@ -181,6 +181,9 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
 
     Args:
         root: Root of the store that the folder is in; new folders get its permissions and group.
+
+    Raises:
+        FileNotFoundError: If there is no such root. It may have been moved or unmounted.
     """
     if folder.is_dir():
         return
@@ -190,10 +193,12 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
 
 def _make_folder(folder: Path, root: Path | None) -> None:
     if not folder.is_dir():
+        if folder == root:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
         _make_folder(folder.parent, root)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
-            if root is not None and folder != root and root in folder.parents:
+            if root is not None and root in folder.parents:
                 _share_folder(folder, root)
         flush_folder(folder.parent)
 

@@ -14,7 +14,7 @@ import msgspec
 from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
 from wsa.store.common import hashing, names
-from wsa.store.common.atomic_files import TEMPORARY, no_permission
+from wsa.store.common.atomic_files import TEMPORARY, make_folder, no_permission, storage_errors
 from wsa.store.common.errors import (
     ConflictError,
     DamagedError,
@@ -97,8 +97,26 @@ def _create_root(backend: Backend, create: bool) -> bytes:
             "though asked not to (If-None-Match: *). Use a server that keeps this promise, or a "
             "folder.",
         )
+    if "://" not in backend.url:
+        root = Path(backend.url)
+        with storage_errors(root):
+            make_folder(root)  # Nothing else makes a store's root, which may only be unmounted.
     backend.put_new(names.STORE_FILE, hashing.canonical(Root(FORMAT)))
     return _read(backend)
+
+
+def require_present(backend: Backend) -> None:
+    """Check that an opened store is still there.
+
+    Raises:
+        StorageError: If it is gone, such as a folder that was moved or a share that was unmounted.
+    """
+    if backend.stat(names.STORE_FILE) is None:
+        raise StorageError(
+            "unavailable",
+            f"The store {backend.url} is gone: there is no {names.STORE_FILE}. Mount it, or move it "
+            "back.",
+        )
 
 
 def is_free(backend: Backend) -> bool:

@@ -85,7 +85,9 @@ def test_a_fault_at_each_call(work, fault, at_once, monkeypatch, tmp_path):
     monkeypatch.setattr(writer, "PUTS_AT_ONCE", at_once)
     calls = calls_of(work)
     for number in range(len(calls)):
-        for place in (MemoryBackend(), LocalBackend(tmp_path / str(number))):
+        root = tmp_path / str(number)
+        root.mkdir()
+        for place in (MemoryBackend(), LocalBackend(root)):
             noticed = commit_with_fault(work, fault, number, place)
             assert noticed or (fault, calls[number].verb) == ("full", "stat")
 

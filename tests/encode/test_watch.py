@@ -229,12 +229,61 @@ def test_a_heartbeat_has_room_for_two_models_of_every_game(store):
     assert stored.heartbeat.models == models
 
 
+def idle_service(store):
+    """A service for a store without frames, so it has no model to register yet."""
+    encoding = Encoding([parse_request("palette", {})])
+    return Service(
+        take_snapshot(store), encoding, asked=["palette"], connect=contextlib.nullcontext
+    )
+
+
+IDLE_WORKERS: Any = SimpleNamespace(count=lambda: 1, client=SimpleNamespace(status="running"))
+
+
+def test_a_service_waits_for_a_store_that_is_moved_away(store, monkeypatch, capsys):
+    root = Path(store.url)
+    away = root.with_name("away")
+    service = idle_service(store)
+    states: list[str] = []
+
+    def sleep(seconds):
+        states.append(service.counters.heartbeat().state)
+        if len(states) == 1:
+            root.rename(away)
+            with HeartbeatThread(store, service.counters.heartbeat, service.claims.release):
+                pass
+        elif len(states) == 2:
+            assert not root.exists(), "nothing is written in its place"
+            root.mkdir()  # The mount point of an unmounted share.
+            with HeartbeatThread(store, service.counters.heartbeat, service.claims.release):
+                pass
+        elif len(states) == 3:
+            assert not list(root.iterdir())
+            root.rmdir()
+            away.rename(root)
+        else:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("wsa.encode.service.service.time.sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        service._serve(IDLE_WORKERS)
+    assert states == ["waiting", "storage-down", "storage-down", "waiting"]
+    assert f"The store {root} is gone" in capsys.readouterr().err
+
+
+def test_a_service_blames_a_store_that_is_gone_and_not_the_segment(store):
+    service = idle_service(store)
+    error = StorageError("unavailable", "No answer.")
+    failed = AttemptFailed("Pong", finish_segment(0, 0).segment, KEY, 1, False, error, "")
+    service._listen(failed)
+    Path(store.url).rename(Path(store.url).with_name("away"))
+    with pytest.raises(StorageError, match="is gone"):
+        service._listen(failed)
+
+
 def test_a_service_without_frames_yet_waits_out_an_error(store, monkeypatch, capsys):
     """Models that are fitted on a game are registered when the store has one."""
-    request = parse_request("palette", {})
-    service = Service(
-        take_snapshot(store), Encoding([request]), asked=["palette"], connect=contextlib.nullcontext
-    )
+    service = idle_service(store)
     outcomes = iter([None, None, StorageError("unavailable", "No answer."), KeyboardInterrupt()])
 
     def snapshot(*arguments):
@@ -244,7 +293,6 @@ def test_a_service_without_frames_yet_waits_out_an_error(store, monkeypatch, cap
 
     monkeypatch.setattr("wsa.encode.service.service.take_snapshot", snapshot)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    workers: Any = SimpleNamespace(count=lambda: 1, client=SimpleNamespace(status="running"))
     with pytest.raises(KeyboardInterrupt):
-        service._serve(workers)
+        service._serve(IDLE_WORKERS)
     assert "storage-down: No answer." in capsys.readouterr().err

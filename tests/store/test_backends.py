@@ -18,7 +18,7 @@ class TestLocal(BackendSuite):
 
     @pytest.fixture
     def backend(self, tmp_path):
-        return LocalBackend(tmp_path / "store")
+        return LocalBackend(tmp_path)
 
 
 class TestFaultyWithoutFaults(BackendSuite):

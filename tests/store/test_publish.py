@@ -54,6 +54,15 @@ def test_the_first_writer_of_a_name_wins(tmp_path_factory, first, second):
     assert list_files(root) == ["a/b/c"]
 
 
+def test_a_missing_root_is_not_made(tmp_path):
+    """A store that was moved or unmounted must not appear to be an empty one."""
+    root = tmp_path / "store"
+    with pytest.raises(StorageError, match="mounted") as failed:
+        atomic_files.write_once(root, root / "a" / "b", b"x")
+    assert failed.value.kind == "unavailable"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("code", KINDS)
 def test_a_failing_disk_leaves_no_file(tmp_path, monkeypatch, call, code):
