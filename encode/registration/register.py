@@ -151,6 +151,10 @@ def register(
     )
     encoder = candidates.encoder(choice.engine, identity.precision)
     _check_orphans(snapshot, key, identity.window, encoder)
+    if isinstance(module, UserNetwork):
+        again = measure_engines(snapshot, request, device)
+        again.set_basis(encoder.basis)
+        _check_repeatable(request, candidates, again)
     files |= {"spec.json": spec.json, "probe.safetensors": probe.save(probed)}
     commit_model(snapshot.backend, ModelMeta(key), files)
     return Registered(spec, fitted, request, choice)
@@ -287,6 +291,22 @@ def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> Non
             f"differ by {error:.3g} of what changes from step to step (limit "
             f"{probe.MAX_STEP_ERROR}). It was made with {made}. Install those versions, or encode "
             "into another store.",
+        )
+
+
+def _check_repeatable(request: Request, first: Engines, again: Engines) -> None:
+    """Refuse a user's model that is another, or embeds otherwise, when it is built again."""
+    error = math.inf
+    if again.identity.weights == first.identity.weights:
+        error = probe.step_error(again.embed("torch", "fp32"), first.embed("torch", "fp32"))
+    if not error <= probe.MAX_STEP_ERROR:
+        how = "has other weights" if error == math.inf else "gives other embeddings"
+        name = request.source.removeprefix("user:")
+        raise ConflictError(
+            "model-drift",
+            f"{name} {how} each time it is built, so its embeddings could not be compared. Nothing "
+            "was written. Load or seed its weights, and switch off dropout and other random numbers. "
+            f"'wsa models check {name}' shows more.",
         )
 
 

@@ -150,9 +150,12 @@ def test_a_model_of_four_frames_gets_them_as_channels(store, fill, noise, make_e
             np.testing.assert_allclose(row, expected, atol=2e-3)
 
 
-def test_other_weights_under_the_same_name_are_another_model(store):
-    request = parse_request("user_nets:unseeded", {}, "pooled")
+def test_other_weights_under_the_same_name_are_another_model(store, monkeypatch):
+    request = parse_request("user_nets:dense", {}, "pooled")
     key = register(take_snapshot(store), request, 0.1).spec.key
+    made = sys.modules["user_nets"].dense()
+    next(made.module.parameters()).data.add_(1)
+    monkeypatch.setattr(sys.modules["user_nets"], "dense", lambda: made)
     assert find_model(take_snapshot(store), request) is None
     with pytest.raises(ConflictError, match="MODULE:CALLABLE") as caught:
         open_model(take_snapshot(store), key, source=request.source)
@@ -194,6 +197,18 @@ def test_a_module_that_raises_is_refused_and_nothing_is_written(name, engine, er
     with pytest.raises(ConflictError, match=error) as caught:
         encode(store, Encoding([request], device="cpu", engine=engine), scheduler="inproc")
     assert caught.value.kind == "model-failed" and "wsa models check" in str(caught.value)
+    assert take_snapshot(store).models == []
+
+
+@pytest.mark.parametrize(("name", "how"), [("noisy", "embeddings"), ("unseeded", "weights")])
+def test_a_model_that_gives_other_embeddings_each_time_is_refused_and_nothing_is_written(
+    name, how, store, fill
+):
+    fill(store, [[0]])
+    request = parse_request(f"user_nets:{name}", {}, "pooled")
+    with pytest.raises(ConflictError, match=f"other {how} each time") as caught:
+        encode(store, Encoding([request], device="cpu"), scheduler="inproc")
+    assert caught.value.kind == "model-drift" and "Install" not in str(caught.value)
     assert take_snapshot(store).models == []
 
 
