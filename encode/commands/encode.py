@@ -24,6 +24,7 @@ from wsa.encode.registration.identity import request_of
 from wsa.store.backends.base import Backend
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import StorageError, UsageError
+from wsa.store.common.games import GAMES, unknown_game
 from wsa.store.common.keywords import fill
 from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.model_spec import parse_output, read_spec
@@ -121,6 +122,9 @@ def _resolve(o: EncodeOptions) -> tuple[Snapshot, Encoding]:
     own = [r.source.removeprefix("user:") for r in requests if r.source.startswith("user:")]
     custom.find_before_workers(own, o.worker.scheduler)
     games = list(o.game) if o.watch else wanted_games(snapshot, o.game)
+    for game in games:
+        if game not in GAMES and game not in snapshot.games:
+            raise unknown_game(game)  # A service would wait for it forever.
     for request in requests:
         if request.source == screen.SOURCE:
             _log.info(f"{request.alias}: output {request.output}, no weights, fitted on each game")

@@ -167,11 +167,7 @@ class Service:
         self._check_precision(workers)
         todo = self._pending_pairs()
         if not todo:
-            skipped = sorted(self._rejected_games)
-            if self._skipped:
-                skipped.insert(0, f"{len(self._skipped)} objects")
-            but = f" but {', '.join(skipped)}, set aside" if skipped else ""
-            self._set_state("waiting", f"everything is encoded{but}")
+            self._set_state("waiting", self._why_idle())
             return False
         pairs = self.claims.take(todo)
         if not pairs:
@@ -185,6 +181,19 @@ class Service:
             raise
         self.claims.release()
         return True
+
+    def _why_idle(self) -> str:
+        """Describe why there is nothing to encode."""
+        present = self._present_games()
+        absent = sorted(set(self._encoding.games) - present)
+        awaited = f"no frames of {', '.join(absent)} yet" if absent else ""
+        if not present:
+            return awaited or "no frames of any game yet"
+        skipped = sorted(self._rejected_games)
+        if self._skipped:
+            skipped.insert(0, f"{len(self._skipped)} objects")
+        but = f" but {', '.join(skipped)}, set aside" if skipped else ""
+        return f"everything is encoded{but}" + (f"; {awaited}" if awaited else "")
 
     def _lacks_fitted_models(self) -> bool:
         """Return whether a new game needs a model that is fitted on it."""

@@ -14,7 +14,6 @@ frame, because no value is bootstrapped after a game's end.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 from pathlib import Path
@@ -29,6 +28,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from wsa.store.common.errors import UsageError
+from wsa.store.common.games import unknown_game
 from wsa.store.format.records import Protocol
 
 FRAME_SKIP = 4
@@ -64,14 +64,7 @@ def check_game(game: str) -> str:
     """
     if game in games():
         return game
-    lower = {name.lower(): name for name in games()}
-    close = difflib.get_close_matches(game.lower().removeprefix("ale/"), lower, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(lower[name] for name in close)}? " if close else ""
-    raise UsageError(
-        "unknown-game",
-        f"{game!r} is not an ALE game. {hint}Games are spelled like Seaquest, MsPacman or "
-        "SpaceInvaders; 'wsa list --games' shows all.",
-    )
+    raise unknown_game(game)
 
 
 @functools.cache

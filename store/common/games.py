@@ -5,7 +5,10 @@ The list exists because importing the emulator takes a second. A test compares i
 
 from __future__ import annotations
 
+import difflib
 import re
+
+from wsa.store.common.errors import UsageError
 
 GAMES = """
     Adventure AirRaid Alien Amidar Assault Asterix Asteroids Atlantis Atlantis2 Backgammon
@@ -34,3 +37,15 @@ def spelled(text: str) -> str:
     """
     plain = _VERSION.sub("", text.strip().removeprefix("ALE/"))
     return _BY_LETTERS.get(re.sub(r"[\s_-]", "", plain).lower(), text.strip())
+
+
+def unknown_game(text: str) -> UsageError:
+    """Return the error for a name that is not an ALE game's, with similar names."""
+    plain = text.lower().removeprefix("ale/")
+    close = difflib.get_close_matches(plain, _BY_LETTERS, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(_BY_LETTERS[name] for name in close)}? " if close else ""
+    return UsageError(
+        "unknown-game",
+        f"{text!r} is not an ALE game. {hint}Games are spelled like Seaquest, MsPacman or "
+        "SpaceInvaders; 'wsa list --games' shows all.",
+    )

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -217,6 +217,27 @@ def test_invalid_options_of_a_service_are_refused(store, run_wsa, options):
     assert code == 2 and options[0] in err
 
 
+def test_a_service_refuses_a_game_that_does_not_exist(store, run_wsa):
+    code, _, err = run_wsa("encode", "--watch", "--store", store.url, "--game", "Pnog")
+    assert code == 2 and "Did you mean Pong" in err
+
+
+def test_an_idle_service_says_what_it_waits_for(store, fill, monkeypatch):
+    monkeypatch.setattr(Service, "_register", lambda *arguments: None)
+    empty = idle_service(store)
+    empty._round(IDLE_WORKERS)
+    assert empty._last_log == "waiting: no frames of any game yet"
+    fill(store, [[0]])
+    for games, said in [
+        (["Breakout"], "no frames of Breakout yet"),
+        (["Breakout", "Pong"], "everything is encoded; no frames of Breakout yet"),
+        ([], "everything is encoded"),
+    ]:
+        service = idle_service(store, games)
+        service._round(IDLE_WORKERS)
+        assert service._last_log == f"waiting: {said}"
+
+
 def test_a_heartbeat_has_room_for_two_models_of_every_game(store):
     """`palette` and `objects`, the default, are fitted on each game."""
     models = {
@@ -229,9 +250,9 @@ def test_a_heartbeat_has_room_for_two_models_of_every_game(store):
     assert stored.heartbeat.models == models
 
 
-def idle_service(store):
-    """A service for a store without frames, so it has no model to register yet."""
-    encoding = Encoding([parse_request("palette", {})])
+def idle_service(store, games=()):
+    """A service that has no model to register yet."""
+    encoding = Encoding([parse_request("palette", {})], games)
     return Service(
         take_snapshot(store), encoding, asked=["palette"], connect=contextlib.nullcontext
     )
