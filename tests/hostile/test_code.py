@@ -190,6 +190,7 @@ def test_a_checkpoint_is_not_unpickled(tmp_path, bombs):
 def test_reading_a_store_imports_no_pickle_and_no_torch(store, kit):
     """In a separate process, where an audit hook sees every unpickling."""
     meta, _ = kit.add_segment(store)
+    kit.add_model(store, kit.key())
     kit.add_embedding(store, meta, kit.key())
     code = """
 import sys
