@@ -131,7 +131,11 @@ def test_a_run_goes_on_at_other_frequencies_and_learns_the_same(breakout, traine
     assert train_stored(tmp_path, then, "cpu").updates == 30
     logged = [line["step"] for line in read_metrics(tmp_path) if "losses/td_loss" in line]
     assert logged == [10, 20, 30, 45, 50]
-    played = [line["step"] for line in read_metrics(tmp_path) if periodic.RETURN in line]
+    played = [
+        line["step"]
+        for line in read_metrics(tmp_path)
+        if training_metrics.EVALUATION_RETURN in line
+    ]
     assert played == [25, 50]
     assert read_checkpoint(tmp_path) == read_checkpoint(trained)
 
