@@ -255,9 +255,8 @@ def test_a_heartbeat_has_room_for_two_models_of_every_game(store):
 def idle_service(store, games=()):
     """A service that has no model to register yet."""
     encoding = Encoding([parse_request("palette", {})], games)
-    return Service(
-        take_snapshot(store), encoding, asked=["palette"], connect=contextlib.nullcontext
-    )
+    connect: Any = contextlib.nullcontext
+    return Service(take_snapshot(store), encoding, asked=["palette"], connect=connect)
 
 
 IDLE_WORKERS: Any = SimpleNamespace(count=lambda: 1, client=SimpleNamespace(status="running"))

@@ -1,5 +1,7 @@
 """`--decode`: the network decodes a stored code into masks with the model's own frozen decoder."""
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -194,7 +196,7 @@ def test_what_cannot_be_decoded_is_refused(snapshot, keys, run):
 
 
 def test_a_run_decodes_and_one_that_continues_it_too(backend, snapshot, keys, run, tmp_path):
-    def configured(*options):
+    def configured(*options) -> Any:
         line = ["--game", "Breakout", "--store", backend.url, *options]
         return configure(cli.parse("learn", line), snapshot, dry_run=True)
 
