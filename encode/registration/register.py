@@ -300,7 +300,8 @@ def _check_repeatable(request: Request, first: Engines, again: Engines) -> None:
     if again.identity.weights == first.identity.weights:
         error = probe.step_error(again.embed("torch", "fp32"), first.embed("torch", "fp32"))
     if not error <= probe.MAX_STEP_ERROR:
-        how = "has other weights" if error == math.inf else "gives other embeddings"
+        same = again.identity.weights == first.identity.weights
+        how = "gives other embeddings" if same else "has other weights"
         name = request.source.removeprefix("user:")
         raise ConflictError(
             "model-drift",

@@ -22,7 +22,7 @@ from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.format import records
 from wsa.store.objects.root import require_present
 
-MAX_HEARTBEAT_BYTES = 64 << 10
+MAX_HEARTBEAT_BYTES = 256 << 10
 # Limit on the services to read, newest first, since a folder may be full of them.
 MAX_SERVICES = 256
 # Number of missing heartbeats after which a service counts as dead.

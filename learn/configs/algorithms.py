@@ -262,11 +262,6 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
                 f"--total-timesteps {self.total_timesteps} is less than one rollout, --num-envs x "
                 f"--num-steps = {self.rollout_size}.",
             )
-        if self.vf_clip_coef and not self.clip_vloss:
-            raise UsageError(
-                "bad-option",
-                "--vf-clip-coef has no effect with --no-clip-vloss. Leave one of them out.",
-            )
 
     @property
     def scheduled(self) -> bool:

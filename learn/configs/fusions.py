@@ -8,6 +8,7 @@ file needs no torch.
 from __future__ import annotations
 
 import difflib
+import pkgutil
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -94,6 +95,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Fusions without the authors' scorer, whose weights are always a softmax.
 _SOFTMAX = ("dpa", "unshared", "moe")
 SCORING = ("score_activation", "normaliser")
+
+
+def is_read(switch: str, fusions: Sequence[str]) -> bool:
+    """Return whether a switch changes one of these fusions; a user's own may read any."""
+    if not set(fusions) <= {*FUSIONS, PIXELS}:
+        return True
+    built_in = [pkgutil.resolve_name(FUSIONS[name]) for name in fusions if name in FUSIONS]
+    return any(switch in fusion.options for fusion in built_in)
 
 
 def preset_switches(preset: str, name: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ takes; a bench makes one for each of its runs.
 from __future__ import annotations
 
 import dataclasses
-import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -37,6 +36,7 @@ from wsa.learn.configs.fusions import (
     PRESETS,
     FusionConfig,
     check_own_or,
+    is_read,
     preset_switches,
 )
 from wsa.learn.configs.network import FrameStack, NetworkConfig, PixelNetworkConfig, pixel_network
@@ -405,7 +405,8 @@ def training_defaults(
     for field in () if helping else _fields(arguments):
         for why in _idle(field, config, algo, online, flag if pixels else ""):
             raise UsageError("bad-option", f"--{field.replace('_', '-')} {why}")
-        if not pixels and not _fusion_reads(field, fusions):
+        switch = _SWITCH_OF.get(field)
+        if switch and not pixels and not is_read(switch, fusions):
             raise UsageError(
                 "bad-option",
                 f"--{field.replace('_', '-')} has no effect with {flag} {','.join(fusions)}. Leave "
@@ -472,6 +473,12 @@ def check_combination(training: Training) -> None:
         raise UsageError(
             "bad-option",
             "--eval-episodes is an option of --eval-frequency. Leave it out, or add that.",
+        )
+    algorithm: Any = training.algorithm
+    if getattr(algorithm, "vf_clip_coef", 0) and not algorithm.clip_vloss:
+        raise UsageError(
+            "bad-option",
+            "--vf-clip-coef has no effect without --clip-vloss. Add that, or leave it out.",
         )
     if getattr(training.algorithm, "recurrent", False) and (
         isinstance(training.network, NetworkConfig)
@@ -547,15 +554,6 @@ def _idle(
         yield f"is an option of fusions; {pixels} {PIXELS} has no models. Leave it out."
 
 
-def _fusion_reads(option: str, fusions: Sequence[str]) -> bool:
-    """Return whether an option of the fusion changes one of these; an own one may read any."""
-    fields = {_FLAGS.get(f, f): f for f in FusionConfig.__struct_fields__ if f != "name"}
-    if option not in fields or not set(fusions) <= {*FUSIONS, PIXELS}:
-        return True
-    built_in = [pkgutil.resolve_name(FUSIONS[name]) for name in fusions if name in FUSIONS]
-    return any(fields[option] in fusion.options for fusion in built_in)
-
-
 def _names(*kinds: type) -> set[str]:
     return {field.name for kind in kinds for field in dataclasses.fields(kind)}
 
@@ -567,6 +565,7 @@ _FLAGS = {
     "channels": "fusion_channels",
     "init": "weight_init",
 }
+_SWITCH_OF = {_FLAGS.get(f, f): f for f in FusionConfig.__struct_fields__ if f != "name"}
 # Options of a fusion and of the heads above it, which a network on pixels does not have.
 _SWITCHES = {
     "decode",
@@ -577,7 +576,7 @@ _SWITCHES = {
     "head_activation",
     "weight_entropy_coef",
     "load_balance_coef",
-} | {_FLAGS.get(field, field) for field in FusionConfig.__struct_fields__ if field != "name"}
+} | _SWITCH_OF.keys()
 
 
 def _fields(arguments: Sequence[str]) -> list[str]:

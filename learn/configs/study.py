@@ -137,5 +137,6 @@ def study_options(arguments: Sequence[str]) -> StudyOptions:
     check_choice("KIND", kind, list(KINDS))
     study = DuringOptions if kind == "scale" and "--during" in arguments else KINDS[kind]
     if issubclass(study, CombineOptions):
-        return study(**training_defaults(arguments, "--fusions", list(FUSIONS)))
+        fusions = ["wsa"] if study is DuringOptions else list(FUSIONS)
+        return study(**training_defaults(arguments, "--fusions", fusions))
     return study()

@@ -54,7 +54,13 @@ def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
         if not user_code.is_name(config.name):
             raise
         raise user_code.raised(config.name, error) from error
-    if user_code.is_name(config.name):
+    if not hasattr(fusion, "out_features"):
+        raise ConflictError(
+            "user-code",
+            f"{config.name} has no out_features. Set it to the length of the state vector.",
+        )
+    # On the meta device, which only counts parameters, a step that depends on data would fail.
+    if user_code.is_name(config.name) and torch.get_default_device().type != "meta":
         _try(fusion, config.name, inputs)
     if inputs.context is not None and not fusion.conditioned:
         raise UsageError(

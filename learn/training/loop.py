@@ -179,7 +179,7 @@ def diverged(what: str) -> ConflictError:
     return ConflictError(
         "not-finite",
         f"{what}, so the training has diverged. Start another run with a lower --learning-rate, or "
-        "clip gradients with --max-grad-norm. The newest checkpoint may have diverged too.",
+        "clip gradients (--max-grad-norm, if the algorithm has it). The newest checkpoint may have diverged too.",
     )
 
 

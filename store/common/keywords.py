@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import os
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -40,6 +40,15 @@ def fill(options: O, given: Mapping[str, Any], function: str, hidden: Collection
             hint = f"Did you mean {near[0]}?" if near else f"It has {', '.join(sorted(known))}."
             raise UsageError("bad-option", f"{function}() has no option {name!r}. {hint}")
     return _filled(options, given, function)
+
+
+def _parsed(parse: Callable[[list[str]], Any], word: str, where: str) -> Any:
+    try:
+        return parse([word])
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError("bad-option", f"{where}: {error}.") from None
 
 
 def as_flags(given: Mapping[str, Any]) -> list[str]:
@@ -109,19 +118,21 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, Mapping):
             value = tuple(f"{key}={os.fspath(of)}" for key, of in value.items())
         elif isinstance(value, str) and parse:
-            value = parse([value])
+            value = _parsed(parse, value, where)
         elif isinstance(value, (int, float, os.PathLike)):
             value = (value,)
         # As on the command line: split a word at its commas, and correct the spelling of a game.
         value = [
-            part for one in value for part in (parse([one]) if parse and _is_word(one) else (one,))
+            part
+            for one in value
+            for part in (_parsed(parse, one, where) if parse and _is_word(one) else (one,))
         ]
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif hasattr(value, "item"):  # A numpy scalar.
         value = value.item()
     if parse and typing.get_origin(bare) is not tuple and isinstance(value, str):
-        value = parse([value])
+        value = _parsed(parse, value, where)
     try:
         return msgspec.convert(value, bare)
     except msgspec.ValidationError as error:

@@ -163,7 +163,10 @@ from wsa.learn.fusion.base import Fusion
 class NoFusion: pass
 class Breaks(Fusion):
     def __init__(self, inputs, config): raise KeyError("inputs")
+class NoLength(Fusion):
+    def __init__(self, inputs, config): super().__init__()
 class Raises(Fusion):
+    out_features = 3
     def __init__(self, inputs, config): super().__init__()
     def forward(self, embeddings, mask=None): return embeddings["x"]
 class Exits(Raises):
@@ -195,6 +198,7 @@ def exits_later(actions, seed): return lambda frames, first, envs: exits(actions
         ("--fusion", "wrong_code:number", 3, "no callable 'number'"),
         ("--fusion", "wrong_code:NoFusion", 4, "no subclass of wsa.learn.fusion.base.Fusion"),
         ("--fusion", "wrong_code:Breaks", 4, "raised KeyError"),
+        ("--fusion", "wrong_code:NoLength", 4, "has no out_features"),
         ("--fusion", "wrong_code:Raises", 4, "raised TypeError"),
         ("--fusion", "wrong_code:Exits", 4, "raised SystemExit (0)"),
         (
@@ -221,7 +225,8 @@ def test_code_that_is_no_fusion_or_algorithm_is_refused(own, tmp_path, flag, nam
     (tmp_path / "exiting_code.py").write_text("raise SystemExit(0)\n")
     refused = own(*TRAIN, flag, name, "--run-dir", "own")
     assert refused.code == code and message in refused.error and "Traceback" not in refused.err
-    assert not (tmp_path / "own").exists()
+    # A fusion that can be built is tried when its run starts.
+    assert (tmp_path / "own").exists() == name.endswith((":Raises", ":Exits", ":Short"))
 
 
 @pytest.mark.parametrize(
@@ -243,6 +248,24 @@ def test_code_that_is_no_policy_is_refused(own, tmp_path, name, code, message):
     refused = own("collect", "--game", "Breakout", "--policy", name, "--steps", 8, "--num-envs", 2)
     assert refused.code == code and message in refused.error and "Traceback" not in refused.err
     assert not any(meta.policy == name for meta in api.open("store").segments("Breakout"))
+
+
+def test_a_fusion_may_look_at_numbers(own, tmp_path):
+    """Networks are also built without numbers, only to count their parameters."""
+    (tmp_path / "best_code.py").write_text(BEST)
+    trained = own(*TRAIN, "--fusion", "best_code:Best", "--run-dir", "own")
+    assert trained.code == 0, trained.err
+
+
+BEST = """
+from wsa.learn.fusion.base import Adapted, present_of
+
+class Best(Adapted):
+    conditioned = False
+    def forward(self, embeddings, mask=None):
+        adapted = self.adapt(embeddings, present_of(mask, self.models))
+        return adapted[:, int(adapted.norm(dim=2).mean(0).argmax().item())], None
+"""
 
 
 def test_a_command_that_a_library_ends_has_failed(wsa, monkeypatch):

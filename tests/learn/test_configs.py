@@ -23,7 +23,7 @@ from wsa.learn.configs.algorithms import (
     PPOConfig,
 )
 from wsa.learn.configs.fusions import FUSIONS, PIXELS
-from wsa.learn.configs.learn import Training
+from wsa.learn.configs.learn import Training, check_combination
 from wsa.learn.fusion.base import Fusion
 from wsa.learn.fusion.build import fusion_class
 from wsa.store.common.errors import UsageError
@@ -82,6 +82,13 @@ def test_numbers_are_finite(name, online):
 )
 def test_the_first_update_follows_what_it_learns_from(config, settled, first):
     assert config.first_update(settled) == first
+
+
+def test_a_clipping_range_needs_clipping():
+    how = {"online": True, "algo": "ppo", "vf_clip_coef": 0.2, "game": "Pong"}
+    check_combination(command_kit.options("learn", **how))
+    with pytest.raises(UsageError, match="no effect without --clip-vloss"):
+        check_combination(command_kit.options("learn", **how, clip_vloss=False))
 
 
 def test_options_that_no_fusion_reads_are_refused():
