@@ -122,6 +122,6 @@ def test_the_machine_finds_a_mistake(mistake, monkeypatch):
         run_state_machine_as_test(
             StoreMachine,
             settings=settings(
-                max_examples=200, stateful_step_count=50, database=None, phases=phases
+                max_examples=1000, stateful_step_count=50, database=None, phases=phases
             ),
         )
