@@ -17,6 +17,7 @@ runs/{game}__{exp_name}__{seed}__{time}/
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from pathlib import Path
@@ -34,9 +35,14 @@ _log = logging.getLogger(__name__)
 
 
 def new_folder(runs: Path, config: RunConfig, exp_name: str) -> Path:
-    """`runs/{game}__{exp_name}__{seed}__{time}`; an empty name becomes that of the fusion."""
+    """`runs/{game}__{exp_name}__{seed}__{time}`; an empty name becomes that of the fusion.
+
+    If a run began in the same second, the folder has the next one's.
+    """
     exp_name = exp_name or config.network.fusion.name.rpartition(":")[2]
-    return runs / f"{config.game}__{exp_name}__{config.seed}__{int(time.time())}"
+    times = itertools.count(int(time.time()))
+    folders = (runs / f"{config.game}__{exp_name}__{config.seed}__{t}" for t in times)
+    return next(folder for folder in folders if not folder.exists())
 
 
 def begin(folder: Path, config: OfflineRun | OnlineRun) -> None:

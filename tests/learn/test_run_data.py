@@ -16,6 +16,7 @@ from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.runs.config import RunConfig
 from wsa.learn.runs.data import open_data
+from wsa.learn.runs.folder import new_folder
 from wsa.learn.runs.setup.models import by_default
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.root import open_store
@@ -122,3 +123,14 @@ def test_protocols_are_not_mixed(breakout, backend):
     snapshot = add_play(backend, models, max_steps=50)  # Another protocol called classic.
     with pytest.raises(UsageError, match="2 different protocols, all named classic"):
         plan_offline(snapshot, **changes, protocol="classic")
+
+
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 7.5)
+    config: Any = SimpleNamespace(game="Pong", seed=1, network=NetworkConfig())
+    first = new_folder(tmp_path, config, "")
+    first.mkdir()
+    assert (first.name, new_folder(tmp_path, config, "").name) == (
+        "Pong__wsa__1__7",
+        "Pong__wsa__1__8",
+    )
