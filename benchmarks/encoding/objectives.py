@@ -31,9 +31,9 @@ from torch.nn import functional
 
 from benchmarks.kit import markdown
 from wsa.encode.models.custom import Input
-from wsa.encode.models.paper import marginals, stdim
-from wsa.encode.models.paper.base import Frozen, TrainingInput, grey
-from wsa.learn.pretrain import data
+from wsa.encode.models.paper.base import Frozen, grey, initialise
+from wsa.learn.pretrain import data, masked_autoencoder, stdim
+from wsa.learn.pretrain.trainee import TrainingInput
 from wsa.learn.probe import inputs, probe, samples, targets
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.root import open_snapshot
@@ -60,7 +60,7 @@ class SmallStateEncoder(Frozen):
         self.code = nn.Sequential(
             nn.Conv2d(32, 32, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 7 * 7, 512)
         )
-        stdim.initialise(self)
+        initialise(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (B, 1, 84, 84) in [0, 1] to (B, 512)."""
@@ -247,7 +247,7 @@ class Reconstruction(Objective):
 
     def __init__(self, encoder: SmallStateEncoder) -> None:
         super().__init__(encoder)
-        self.decode = marginals.decoder(512)
+        self.decode = masked_autoencoder.decoder(512)
 
     def loss(self, batch: Batch) -> Tensor:
         """See the class."""

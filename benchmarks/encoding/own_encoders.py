@@ -34,10 +34,10 @@ from wsa.encode.jobs.plan import Plan, make_plan
 from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 from wsa.encode.live.shrunk_frames import ShrunkFrames
 from wsa.encode.models.paper import catalog
-from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import register
 from wsa.learn.pretrain import data, trainer
+from wsa.learn.pretrain.autoencoder import Autoencoder
 from wsa.learn.pretrain.trainer import Training
 from wsa.learn.training import checkpoint
 from wsa.store.backends.base import Backend

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import wsa
-from wsa.encode.models.paper import catalog, load, visualize
-from wsa.encode.models.paper.segmentation import MovingObjects
-from wsa.encode.models.paper.transporter import gaussians
-from wsa.learn.pretrain import data, outputs
+from wsa.encode.models.paper import catalog, load
+from wsa.learn.pretrain import data, outputs, visualize
+from wsa.learn.pretrain.segmentation import MovingObjects
+from wsa.learn.pretrain.transporter import gaussians
 from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from wsa.encode.models.paper import catalog, load
-from wsa.encode.models.paper.segmentation import CODE, MASKS
+from wsa.encode.models.paper.masks import CODE, MASKS
 from wsa.encode.registration.identity import weights_digest
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.objects.model_spec import ModelSpec

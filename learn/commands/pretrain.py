@@ -12,9 +12,9 @@ from distributed.system import MEMORY_LIMIT
 
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import choose_device
-from wsa.encode.models.paper.base import Trainee
 from wsa.learn.configs.pretrain import PretrainOptions
 from wsa.learn.pretrain import data, trainer
+from wsa.learn.pretrain.trainee import Trainee
 from wsa.learn.pretrain.trainer import TRAINEES, Training, trainee
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError

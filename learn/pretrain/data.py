@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode.inference.preprocess import preprocess
-from wsa.encode.models.paper.base import TrainingInput
+from wsa.learn.pretrain.trainee import TrainingInput
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import SegmentMeta

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wsa.encode.models.paper.base import Trainee
 from wsa.learn.pretrain.data import Examples, scale
+from wsa.learn.pretrain.trainee import Trainee
 from wsa.learn.training import charts, metrics
 from wsa.store.common import atomic_files, hashing
 
@@ -66,7 +66,7 @@ def write_panels(path: Path, panels: Sequence[Tensor]) -> None:
 
     Args:
         path: A .png file.
-        panels: Pictures (B, 3, h, w) in [0, 1], from `wsa.encode.models.paper.base.Trainee.show`.
+        panels: Pictures (B, 3, h, w) in [0, 1], from `Trainee.show`.
     """
     rows = torch.cat(list(panels), dim=3).permute(0, 2, 3, 1)  # (B, h, panels * w, 3)
     levels = (rows * 255).round().to(torch.uint8).cpu().numpy().reshape(-1, rows.shape[2], 3)

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from wsa.encode.inference import engines
-from wsa.encode.models.paper.base import Trainee
 from wsa.learn.pretrain import data as pretrain_data
 from wsa.learn.pretrain import outputs
 from wsa.learn.pretrain.data import Examples, scale
+from wsa.learn.pretrain.trainee import Trainee
 from wsa.learn.training import checkpoint
 from wsa.learn.training.lock import locked
 from wsa.learn.training.loop import Loop, OnLine
@@ -44,7 +44,7 @@ from wsa.store.objects.writer import command_line
 TRAINEES = {
     "ae": "autoencoder:Autoencoder",
     "stdim": "stdim:InfoMax",
-    "mae": "marginals:MaskedAutoencoder",
+    "mae": "masked_autoencoder:MaskedAutoencoder",
     "transporter": "transporter:Transporter",
     "segmentation": "segmentation:MovingObjects",
 }
@@ -52,7 +52,7 @@ TRAINEES = {
 
 def trainee(encoder: str) -> type[Trainee]:
     """Import the class for `encoder`, a key of `TRAINEES`."""
-    found: type[Trainee] = pkgutil.resolve_name(f"wsa.encode.models.paper.{TRAINEES[encoder]}")
+    found: type[Trainee] = pkgutil.resolve_name(f"wsa.learn.pretrain.{TRAINEES[encoder]}")
     return found
 
 

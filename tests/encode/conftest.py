@@ -31,7 +31,6 @@ from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import EncodeReport, encode
 from wsa.encode.models import networks, registry
 from wsa.encode.models.custom import Input, UserModel
-from wsa.encode.models.paper.base import TrainingInput
 from wsa.encode.models.registry import Request
 from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import identity, probe_frames
@@ -39,6 +38,7 @@ from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs.atari import protocol
 from wsa.learn.pretrain import data
 from wsa.learn.pretrain.data import Examples
+from wsa.learn.pretrain.trainee import TrainingInput
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.format import arrays as layout

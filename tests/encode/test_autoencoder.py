@@ -2,7 +2,8 @@
 
 import torch
 
-from wsa.encode.models.paper.autoencoder import Autoencoder, ContextEncoder
+from wsa.encode.models.paper.context import ContextEncoder
+from wsa.learn.pretrain.autoencoder import Autoencoder
 
 
 def test_the_size_and_the_cost_equal_those_of_the_paper(measure_cost):

@@ -27,7 +27,7 @@ from wsa.encode.registration import identity
 from wsa.encode.registration.register import open_model, register
 from wsa.learn.pretrain import outputs, trainer
 from wsa.learn.pretrain.data import scale
-from wsa.learn.pretrain.trainer import TRAINEES, trainee
+from wsa.learn.pretrain.trainer import trainee
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format.windows import window_rows
@@ -37,10 +37,18 @@ from wsa.store.objects.snapshot import take_snapshot
 SHAPES = {"ae": (16, 16, 64), "sr": (608,), "oke": (21, 21, 128), "okk": (21, 21, 4), "vos": (512,)}
 
 
+TRAINED_AS = {
+    "ae": "ae",
+    "sr": "mae",
+    "oke": "transporter",
+    "okk": "transporter",
+    "vos": "segmentation",
+}
+
+
 def find_trainee(alias):
     """The network that an encoder is part of during training."""
-    module = NETWORKS[alias][0].partition(":")[0] + ":"
-    return next(trainee(name) for name, where in TRAINEES.items() if where.startswith(module))
+    return trainee(TRAINED_AS[alias])
 
 
 @pytest.fixture(scope="module")

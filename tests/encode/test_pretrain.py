@@ -10,9 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from wsa.encode.models.paper.autoencoder import Autoencoder
-from wsa.encode.models.paper.segmentation import MovingObjects
 from wsa.learn.pretrain import trainer
+from wsa.learn.pretrain.autoencoder import Autoencoder
+from wsa.learn.pretrain.segmentation import MovingObjects
 from wsa.learn.pretrain.trainer import TRAINEES, Training, trainee
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing

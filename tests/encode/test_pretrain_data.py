@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from wsa.encode.models.paper.base import TrainingInput, grey
+from wsa.encode.models.paper.base import grey
 from wsa.learn.pretrain import data
 from wsa.learn.pretrain.data import levels, scale
+from wsa.learn.pretrain.trainee import TrainingInput
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.snapshot import take_snapshot
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from wsa.encode.models.paper.segmentation import MovingObjects, ObjectMasks, flow, ssim, warp
+from wsa.encode.models.paper.masks import ObjectMasks
 from wsa.learn.pretrain.data import levels, scale
+from wsa.learn.pretrain.segmentation import MovingObjects, flow, ssim, warp
 from wsa.store.objects.snapshot import take_snapshot
 
 

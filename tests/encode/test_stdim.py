@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from wsa.encode.models.paper.stdim import InfoMax, StateEncoder
+from wsa.encode.models.paper.state import StateEncoder
+from wsa.learn.pretrain.stdim import InfoMax
 
 
 def test_the_size_and_the_cost_equal_those_of_the_paper(measure_cost):

@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from wsa.encode.models.paper.transporter import (
-    FeatureEncoder,
-    KeypointEncoder,
-    Transporter,
-    gaussians,
-    means,
-    transport,
-)
+from wsa.encode.models.paper.keypoints import FeatureEncoder, KeypointEncoder
+from wsa.learn.pretrain.transporter import Transporter, gaussians, means, transport
 
 
 def test_the_sizes_and_the_costs_equal_those_of_the_paper(measure_cost):

@@ -8,16 +8,16 @@ CONTEXT = "ae"  # Gives the context of the paper's fusion and is not itself fuse
 
 # Module and class of each network, and its default output.
 NETWORKS = {
-    "ae": ("autoencoder:ContextEncoder", "map"),
+    "ae": ("context:ContextEncoder", "map"),
     "sr": ("marginals:MarginalEncoder", "pooled"),
-    "oke": ("transporter:FeatureEncoder", "map"),
-    "okk": ("transporter:KeypointEncoder", "map"),
-    "vos": ("segmentation:ObjectMasks", "pooled"),
+    "oke": ("keypoints:FeatureEncoder", "map"),
+    "okk": ("keypoints:KeypointEncoder", "map"),
+    "vos": ("masks:ObjectMasks", "pooled"),
 }
 
 # Other networks under an alias, from earlier versions or for training. A file's tensors decide
 # which network is built.
-OTHER_NETWORKS = {"sr": ("stdim:StateEncoder",)}
+OTHER_NETWORKS = {"sr": ("state:StateEncoder",)}
 
 
 def is_paper_model(timm_name: str) -> bool:

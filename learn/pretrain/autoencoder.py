@@ -1,14 +1,9 @@
-"""The paper's context encoder: a convolutional autoencoder of single frames.
+"""The convolutional autoencoder of single frames that trains the paper's context encoder.
 
-The encoder has DQN's convolutions (Mnih et al., 2015) with a smaller second kernel; the decoder
-mirrors them. With x a gray frame in [0, 1]:
+The decoder mirrors the encoder. With x a gray frame in [0, 1]:
 
     code    c = ReLU(conv3(ReLU(conv2(ReLU(conv1(x))))))       (64, 16, 16)
     loss    mean over pixels of (sigmoid(decoder(c)) - x)^2
-
-The code is the context on which WSA's scorer is conditioned. In the authors' PPO runs the learner
-overwrote the encoder with random numbers. Here it is a frozen model like any other, whose key
-covers its weights.
 """
 
 from __future__ import annotations
@@ -17,28 +12,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from wsa.encode.models.custom import Input
-from wsa.encode.models.paper import visualize
-from wsa.encode.models.paper.base import Frozen, Recipe, Trainee, TrainingInput, grey
-
-
-class ContextEncoder(Frozen):
-    """Encoder of one frame, alias `ae`; 0.058 M parameters, 16 M multiplications."""
-
-    sees: ClassVar[Input] = grey(84, 84)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 32, 8, 4), nn.ReLU(),
-            nn.Conv2d(32, 64, 3, 1), nn.ReLU(),
-            nn.Conv2d(64, 64, 3, 1), nn.ReLU(),
-        )  # fmt: skip
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode frames (B, 1, 84, 84) in [0, 1] as codes (B, 64, 16, 16)."""
-        code: Tensor = self.layers(pixels)
-        return code
+from wsa.encode.models.paper.base import Frozen
+from wsa.encode.models.paper.context import ContextEncoder
+from wsa.learn.pretrain import visualize
+from wsa.learn.pretrain.trainee import Recipe, Trainee, TrainingInput
 
 
 class Autoencoder(Trainee):

@@ -1,4 +1,4 @@
-"""The paper's moving objects: masks learned from motion alone (MOREL; Goel et al., 2018).
+"""MOREL trains the paper's masks of moving objects by motion alone (Goel et al., 2018).
 
 From two consecutive frames the network predicts K = 20 masks, a shift for each, and one camera
 motion; warping the second frame by them must give the first. With frames x1, x2, masks M_k in
@@ -11,14 +11,6 @@ motion; warping the second frame by them must give the first. With frames x1, x2
 where lambda grows from 0 to 1 over the first fifth of training, by 1e-5 a step in the authors'
 500,000 steps. Losses at different lambda cannot be compared, so the search for the best weights
 starts once lambda is constant (`settled`).
-
-The masks, 20 x 84 x 84, are a function of 512 numbers, the *code*, which the frozen model returns
-and a store keeps. `ObjectMasks.masks` decodes it, with 54 M of the network's 62 M multiplications,
-to exactly the masks of a full forward pass, which computes the same code first.
-
-The paper's authors trained on consecutive frames in [0, 1] but ran the network on means of frames,
-or on one frame twice, in [0, 1/255]. Here the two frames and their scale are the model's declared
-input.
 """
 
 from __future__ import annotations
@@ -28,59 +20,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsa.encode.models.custom import Input
-from wsa.encode.models.paper import visualize
-from wsa.encode.models.paper.base import Frozen, Recipe, Trainee, TrainingInput, grey
+from wsa.encode.models.paper.base import Frozen
+from wsa.encode.models.paper.masks import CODE, OBJECTS, ObjectMasks
+from wsa.learn.pretrain import visualize
+from wsa.learn.pretrain.trainee import Recipe, Trainee, TrainingInput
 
-OBJECTS = 20
-CODE = 512
-_SIDE = 84
-MASKS = (_SIDE, _SIDE, OBJECTS)  # Shape of the masks as a map of features.
-_FLOW_SCALE = 0.01 * _SIDE
-
-
-class Residual(nn.Module):
-    """Residual block x + ReLU(conv(x)) with 24 channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(24, 24, 3, 1, 1)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Apply the block to maps (B, 24, h, w); the shape stays the same."""
-        return maps + nn.functional.relu(self.conv(maps))
-
-
-class ObjectMasks(Frozen):
-    """Encoder of two frames to a code, and decoder of a code to masks; alias `vos`."""
-
-    sees: ClassVar[Input] = grey(_SIDE, _SIDE)
-    window: ClassVar[int] = 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.code = nn.Sequential(
-            nn.Conv2d(2, 32, 8, 4), nn.ReLU(),
-            nn.Conv2d(32, 64, 4, 2), nn.ReLU(),
-            nn.Conv2d(64, 64, 3, 1), nn.ReLU(),
-            nn.Flatten(), nn.Linear(64 * 7 * 7, CODE), nn.ReLU(),
-        )  # fmt: skip
-        self.decoder = nn.Sequential(
-            nn.Linear(CODE, 24 * 21 * 21), nn.Unflatten(1, (24, 21, 21)),
-            nn.UpsamplingBilinear2d(scale_factor=2), Residual(),
-            nn.UpsamplingBilinear2d(scale_factor=2), Residual(),
-            nn.Conv2d(24, OBJECTS, 1), nn.Sigmoid(),
-        )  # fmt: skip
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode frames (B, 2, 84, 84) in [0, 1], older first, as codes (B, 512)."""
-        code: Tensor = self.code(pixels)
-        return code
-
-    def masks(self, code: Tensor) -> Tensor:
-        """Decode codes (B, 512) into masks (B, 20, 84, 84) in [0, 1]."""
-        masks: Tensor = self.decoder(code)
-        return masks
+_FLOW_SCALE = 0.01 * ObjectMasks.sees.height
 
 
 class MovingObjects(Trainee):

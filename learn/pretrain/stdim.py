@@ -1,4 +1,4 @@
-"""The paper's state representation: ST-DIM, spatiotemporal deep infomax (Anand et al., 2019).
+"""ST-DIM, spatiotemporal deep infomax, trains the paper's state encoder (Anand et al., 2019).
 
 Given a code of the present, the network must identify which patch features of previous steps belong
 to its own previous step. For a batch of B moments of one game, let x_i be the four frames up to
@@ -9,10 +9,7 @@ features (128) of its third convolution at position p of 11 x 8:
     logits'_p[i, j] = <V f_p(x_i), f_p(x'_j)>     local to local,  V: 128 -> 128
     loss = mean over p and i of  -log softmax_j(logits_p[i])_i  -  log softmax_j(logits'_p[i])_i
 
-The other moments of the batch are the negatives (InfoNCE; Oord et al., 2018). The network takes the
-whole screen, 210 high and 160 wide. The paper's authors ran it on frames of 160 by 210 stretched
-from 84 by 84, which permutes the meaning of its last layer; here training and use have the same
-input.
+The other moments of the batch are the negatives (InfoNCE; Oord et al., 2018).
 """
 
 from __future__ import annotations
@@ -22,44 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsa.encode.models.custom import Input
-from wsa.encode.models.paper import visualize
-from wsa.encode.models.paper.base import Frozen, Recipe, Trainee, TrainingInput, grey
-
-_STACK = 4
-
-
-class StateEncoder(Frozen):
-    """Encoder of four frames, alias `sr`; 2.02 M parameters, 48 M multiplications."""
-
-    sees: ClassVar[Input] = grey(210, 160)
-    window: ClassVar[int] = _STACK
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Sequential(
-            nn.Conv2d(_STACK, 32, 8, 4), nn.ReLU(),
-            nn.Conv2d(32, 64, 4, 2), nn.ReLU(),
-            nn.Conv2d(64, 128, 4, 2), nn.ReLU(),
-        )  # fmt: skip
-        self.code = nn.Sequential(
-            nn.Conv2d(128, 64, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 9 * 6, 512)
-        )
-        initialise(self)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode frames (B, 4, 210, 160) in [0, 1], oldest first, as codes (B, 512)."""
-        code: Tensor = self.code(self.patches(pixels))
-        return code
-
-
-def initialise(network: nn.Module) -> None:
-    """Draw orthogonal weights, as Anand et al. do; otherwise the loss stays at chance longer."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            assert layer.bias is not None
-            nn.init.orthogonal_(layer.weight, 2**0.5)
-            nn.init.zeros_(layer.bias)
+from wsa.encode.models.paper.base import Frozen
+from wsa.encode.models.paper.state import STACK, StateEncoder
+from wsa.learn.pretrain import visualize
+from wsa.learn.pretrain.trainee import Recipe, Trainee, TrainingInput
 
 
 class InfoMax(Trainee):
@@ -77,7 +40,7 @@ class InfoMax(Trainee):
     places: ClassVar[tuple[int, int]] = (11, 8)
     # The four frames of a moment and the four of the step before it share three: five in all.
     training_input: ClassVar[TrainingInput] = TrainingInput(
-        StateEncoder.sees, depth=_STACK + 1, one_game=True
+        StateEncoder.sees, depth=STACK + 1, one_game=True
     )
     recipe: ClassVar[Recipe] = Recipe(
         steps=100_000, batch_size=64, learning_rate=3e-4, adam_eps=1e-5

@@ -1,4 +1,4 @@
-"""The paper's keypoints: the Transporter (Kulkarni et al., 2019).
+"""The Transporter, which trains the paper's keypoints (Kulkarni et al., 2019).
 
 The network clears a frame's features at the keypoints and puts those of another frame there; the
 result must decode to that other frame, so the keypoints learn to sit on what moves. Source x and
@@ -9,9 +9,7 @@ keypoint maps (4, 21, 21), whose softmax over positions has the means m_k in [-1
     T = F(x);  for each k:  T <- (1 - H_k(x)) (1 - H_k(y)) T + H_k(y) F(y)
     loss = mean over pixels of (refine(T) - y)^2
 
-F(x) and H(x) get no gradient. Two trunks of the same architecture, with separate weights, give F
-and K. So `oke` (F) and `okk` (the raw K, before the softmax) share no computation, and each model
-holds only its own half; the paper's authors loaded the whole network twice, with the decoder.
+F(x) and H(x) get no gradient. F is kept as `oke`, and the raw K, before the softmax, as `okk`.
 """
 
 from __future__ import annotations
@@ -21,56 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsa.encode.models.custom import Input
-from wsa.encode.models.paper import visualize
-from wsa.encode.models.paper.base import Frozen, Recipe, Trainee, TrainingInput, grey
+from wsa.encode.models.paper.base import Frozen
+from wsa.encode.models.paper.keypoints import Block, FeatureEncoder, KeypointEncoder
+from wsa.learn.pretrain import visualize
+from wsa.learn.pretrain.trainee import Recipe, Trainee, TrainingInput
 
-KEYPOINTS = 4
 _SPREAD = 0.1
-
-
-class Block(nn.Sequential):
-    """Convolution that preserves the size, or halves it with stride 2; batch norm; ReLU."""
-
-    def __init__(self, inputs: int, outputs: int, side: int = 3, stride: int = 1) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, outputs, side, stride, side // 2), nn.BatchNorm2d(outputs), nn.ReLU()
-        )
-
-
-class FeatureEncoder(Frozen):
-    """Feature encoder of one frame, alias `oke`; 271 M multiplications."""
-
-    sees: ClassVar[Input] = grey(84, 84)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            Block(1, 32, 7), Block(32, 32),
-            Block(32, 64, stride=2), Block(64, 64),
-            Block(64, 128, stride=2), Block(128, 128),
-        )  # fmt: skip
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode frames (B, 1, 84, 84) in [0, 1] as features (B, 128, 21, 21)."""
-        features: Tensor = self.layers(pixels)
-        return features
-
-
-class KeypointEncoder(Frozen):
-    """Keypoint encoder of one frame, before the softmax, alias `okk`; 271 M multiplications."""
-
-    sees: ClassVar[Input] = FeatureEncoder.sees
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = FeatureEncoder()
-        self.head = nn.Conv2d(128, KEYPOINTS, 1)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode frames (B, 1, 84, 84) in [0, 1] as keypoint maps (B, 4, 21, 21)."""
-        maps: Tensor = self.head(self.trunk(pixels))
-        return maps
 
 
 class Transporter(Trainee):
