@@ -269,9 +269,7 @@ def _check_current_folder() -> None:
     try:
         Path.cwd()
     except FileNotFoundError:
-        raise UsageError(
-            "bad-option", "the current folder was removed. Change to another, as with cd."
-        ) from None
+        raise UsageError("the current folder was removed. Change to another, as with cd.") from None
 
 
 def _check_encoding(arguments: Sequence[str]) -> None:
@@ -285,7 +283,7 @@ def _check_encoding(arguments: Sequence[str]) -> None:
             word.encode()
         except UnicodeEncodeError:
             why = f"{word!a} is not UTF-8, and wsa cannot write it down. Use another name."
-            raise UsageError("bad-option", why) from None
+            raise UsageError(why) from None
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -329,7 +327,7 @@ def _unknown_verb(verb: str) -> str:
 def _run(name: str, arguments: list[str]) -> int:
     """Parse a verb's options and call its function, or print its help."""
     if name not in VERBS:
-        raise UsageError("bad-option", _unknown_verb(name))
+        raise UsageError(_unknown_verb(name))
     options = parse(name, arguments)
     if options is None:
         return 0
@@ -368,7 +366,7 @@ def parse(name: str, arguments: list[str]) -> Any:
             )
     except SystemExit as stop:
         if stop.code:
-            raise UsageError("bad-option", _one_line(name, errors.getvalue())) from None
+            raise UsageError(_one_line(name, errors.getvalue())) from None
         print(f"\nexample:\n  {getattr(kind, 'EXAMPLE', verb.example)}")
         return None
 

@@ -161,11 +161,9 @@ def pairs(
     for pair in given:
         name, separator, value = pair.partition("=")
         if not separator:
-            raise UsageError("bad-option", f"{flag} {pair}: write {form}.")
+            raise UsageError(f"{flag} {pair}: write {form}.")
         if parsed.setdefault(name, value) != value:
-            raise UsageError(
-                "bad-option", f"{flag} gives {name} twice: {parsed[name]} and {value}. Give one."
-            )
+            raise UsageError(f"{flag} gives {name} twice: {parsed[name]} and {value}. Give one.")
     return parsed
 
 

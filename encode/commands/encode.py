@@ -103,18 +103,14 @@ def _resolve(o: EncodeOptions) -> tuple[Snapshot, Encoding]:
         if name not in keys
     }
     for name in licences.keys() - {request.alias for request in asked.values()}:
-        raise UsageError(
-            "bad-option",
-            f"--license {name}: none of --models has that name. Leave it out.",
-        )
+        raise UsageError(f"--license {name}: none of --models has that name. Leave it out.")
     filed = {name: r.alias for name, r in asked.items() if r.recorded.startswith("file:")}
     for name in weights.keys() & screen.OUTPUTS.keys():
-        raise UsageError("bad-option", f"--weights {name}={weights[name]}: {name} has no weights.")
+        raise UsageError(f"--weights {name}={weights[name]}: {name} has no weights.")
     for name in weights.keys() - {*filed, *filed.values(), *map(names.key_alias, keys)}:
         raise UsageError(
-            "bad-option",
             f"--weights {name}={weights[name]}: none of --models uses them. --models has "
-            f"{', '.join(o.models)}.",
+            f"{', '.join(o.models)}."
         )
     _, snapshot = open_snapshot(o.store, or_empty=o.watch)
     asked |= {key: request_of(read_spec(snapshot, key), weights) for key in keys}
@@ -206,26 +202,22 @@ def _check(o: EncodeOptions) -> None:
         parse_output(o.embedding.output)
     if not o.models:
         raise UsageError(
-            "bad-option",
-            "--models names no model; leave it out, or write --models vit,resnet,clip.",
+            "--models names no model; leave it out, or write --models vit,resnet,clip."
         )
     if o.watch and o.dry_run:
-        raise UsageError("bad-option", "--watch has no end to plan for; leave --dry-run out.")
+        raise UsageError("--watch has no end to plan for; leave --dry-run out.")
     if o.watch and o.worker.report:
-        raise UsageError(
-            "bad-option", "--watch has no end to report; leave --report out, and ask 'wsa status'."
-        )
+        raise UsageError("--watch has no end to report; leave --report out, and ask 'wsa status'.")
     for name in ("poll", "beat", "metrics_port", "metrics_host"):
         if not o.watch and getattr(o.service, name) != getattr(ServiceOptions, name):
             flag = name.replace("_", "-")
-            raise UsageError("bad-option", f"--{flag} is for a service; add --watch.")
+            raise UsageError(f"--{flag} is for a service; add --watch.")
     if o.service.metrics_host != ServiceOptions.metrics_host and o.service.metrics_port is None:
-        raise UsageError("bad-option", "--metrics-host serves nothing; add --metrics-port.")
+        raise UsageError("--metrics-host serves nothing; add --metrics-port.")
     if o.worker.scheduler not in ("local", "inproc", "slurm") and "://" not in o.worker.scheduler:
         raise UsageError(
-            "bad-option",
             f"--scheduler {o.worker.scheduler!r} is not one; write local, inproc, slurm, or "
-            "tcp://HOST:PORT.",
+            "tcp://HOST:PORT."
         )
     slurm.check_jobs(o.slurm, o.worker.scheduler)
 

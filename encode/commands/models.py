@@ -20,7 +20,7 @@ def _check_model(o: ModelsOptions) -> int:
     from wsa.encode.registration.identity import request_of
 
     if not o.name:
-        raise UsageError("bad-option", "Say which model: wsa models check NAME.")
+        raise UsageError("Say which model: wsa models check NAME.")
     weights = weights_files(o.check.weights)
     if names.is_model_key(o.name):
         request = request_of(read_spec(open_snapshot(o.store)[1], o.name), weights)

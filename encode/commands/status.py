@@ -26,11 +26,10 @@ def status(o: StatusOptions) -> int:
     """Run `wsa status`."""
     check_ranges(o)
     if o.serve is None and o.host != StatusOptions.host:
-        raise UsageError("bad-option", "--host is for a page; add --serve.")
+        raise UsageError("--host is for a page; add --serve.")
     if o.serve is not None and (o.json or len(o.serve) > 1):
         raise UsageError(
-            "bad-option",
-            "--serve takes one port, and no --json: the page has the same as status.json.",
+            "--serve takes one port, and no --json: the page has the same as status.json."
         )
     backend, snapshot = open_snapshot(o.store)
     if o.serve is not None:

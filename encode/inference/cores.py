@@ -25,8 +25,7 @@ def threads_for(asked: int | None) -> int:
     most = cores()
     if asked is not None and asked > most:
         raise UsageError(
-            "bad-option",
             f"--threads {asked} is more than the {most} core{'s' * (most > 1)} that this process may use. "
-            "Leave it out to use them all.",
+            "Leave it out to use them all."
         )
     return asked or most

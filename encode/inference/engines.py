@@ -198,7 +198,7 @@ def _refusal(name: str, device: torch.device, precision: Precision) -> WsaError 
             wrong = f"OpenVINO has no {precision} on this CPU; use --engine torch or fp32."
     if lacking:
         return MissingError("no-library", lacking)
-    return UsageError("bad-option", wrong) if wrong else None
+    return UsageError(wrong) if wrong else None
 
 
 def offered(device: torch.device, precision: Precision) -> list[str]:

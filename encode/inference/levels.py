@@ -102,9 +102,8 @@ def fit_levels(screens: NDArray[np.uint8]) -> Levels:
     levels = np.argsort(-pixels, kind="stable")[: min(MOST_LEVELS, np.count_nonzero(pixels))]
     if not len(levels):
         raise UsageError(
-            "bad-option",
             f"All {len(screens)} frames of the game are alike, so nothing in them is foreground. "
-            "Collect more frames.",
+            "Collect more frames."
         )
     return Levels(background, levels.astype(np.uint8))
 
@@ -120,9 +119,8 @@ def grey_screens(features: Tensor) -> NDArray[np.uint8]:
     """
     if features.ndim != 4 or features.shape[-1] != 1:
         raise UsageError(
-            "bad-option",
             "palette and objects read grayscale screens, not a network's features. Ask for them as "
-            "models: --models palette,objects.",
+            "models: --models palette,objects."
         )
     # Rounds, because normalization left an error in the last bits.
     screens: NDArray[np.uint8] = features[..., 0].add(0.5).byte().cpu().numpy()

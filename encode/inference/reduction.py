@@ -176,9 +176,8 @@ def fit(features: Tensor, numbers: int) -> Basis:
     count, places, width = features.shape
     if numbers > min(count - 1, places * width):
         raise UsageError(
-            "bad-option",
             f"pca:{numbers} asks for more numbers than {count} frames of {places} x {width} "
-            f"features can give; ask for at most {min(count - 1, places * width)}.",
+            f"features can give; ask for at most {min(count - 1, places * width)}."
         )
     mean = features.mean(dim=(0, 1), dtype=torch.float64).float()
     if places > 1 and width > CHANNELS:

@@ -41,9 +41,8 @@ class Trunk(nn.Module):
         if features.ndim not in (2, 3, 4):
             shape = ", ".join(["B", *map(str, features.shape[1:])])
             raise UsageError(
-                "bad-option",
                 f"This model returns ({shape}) for B frames. Let it return (B, C), tokens (B, T, C), or "
-                "a map (B, C, H, W).",
+                "a map (B, C, H, W)."
             )
         kept: Tensor
         if self._output.kind == "pooled":
@@ -99,6 +98,5 @@ class Trunk(nn.Module):
 
     def _refusal(self, found: str, instead: str) -> UsageError:
         return UsageError(
-            "bad-option",
-            f"--output {self._output}: this model {found}. Ask for {instead} instead.",
+            f"--output {self._output}: this model {found}. Ask for {instead} instead."
         )

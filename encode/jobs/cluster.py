@@ -96,15 +96,12 @@ def connect(
     """
     if workers and scheduler not in ("local", "slurm"):
         raise UsageError(
-            "bad-option",
             f"--workers {workers}: {option} {scheduler} has its own. Leave out --workers; a running "
-            "scheduler's are started with 'dask worker'.",
+            "scheduler's are started with 'dask worker'."
         )
     if "://" not in scheduler and scheduler not in ("local", "inproc", "slurm"):
         raise UsageError(
-            "bad-option",
-            f"--scheduler {scheduler!r} is not one; write local, inproc, slurm, or "
-            "tcp://host:port.",
+            f"--scheduler {scheduler!r} is not one; write local, inproc, slurm, or tcp://host:port."
         )
     for name in ("distributed", "distributed.client", "distributed.gc"):  # Each has its own level.
         logging.getLogger(name).setLevel(logging.CRITICAL)  # Errors are raised here.
@@ -152,9 +149,8 @@ def _join(scheduler: str, option: str) -> Iterator[Client]:
         ) from None
     except (TypeError, ValueError) as error:
         raise UsageError(
-            "bad-option",
             f"{option} {scheduler}: {error}. Write tcp://HOST:PORT, as 'dask scheduler' says "
-            "when it starts.",
+            "when it starts."
         ) from None
     with client:
         started: Any = client.nthreads()

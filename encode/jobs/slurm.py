@@ -91,12 +91,12 @@ def check_jobs(jobs: SlurmOptions, scheduler: str) -> None:
         parse_bytes(jobs.slurm_memory)
     except ValueError:
         raise UsageError(
-            "bad-option", f"--slurm-memory {jobs.slurm_memory}: write an amount, such as 16GB."
+            f"--slurm-memory {jobs.slurm_memory}: write an amount, such as 16GB."
         ) from None
     for field in dataclasses.fields(SlurmOptions):
         if scheduler != "slurm" and getattr(jobs, field.name) != field.default:
             flag = "--" + field.name.replace("_", "-")
-            raise UsageError("bad-option", f"{flag} is for SLURM; add --scheduler slurm.")
+            raise UsageError(f"{flag} is for SLURM; add --scheduler slurm.")
 
 
 @contextlib.contextmanager

@@ -59,9 +59,8 @@ class Workers:
         offered = any(GPU in one["resources"] for one in self._info.values())
         if device == "cuda" and not offered:
             raise UsageError(
-                "bad-option",
                 "--device cuda: no worker offers a GPU. A Dask worker on a machine that has one is "
-                f"started with: dask worker --resources {GPU}=1",
+                f"started with: dask worker --resources {GPU}=1"
             )
         self.device = "cuda" if offered and device != "cpu" else "cpu"
         in_all = sum(one["nthreads"] for one in self._info.values())
@@ -112,7 +111,7 @@ class Workers:
         if not self._info.keys() - self.unfit.keys():
             where = f" (Worker {failed.worker} on {failed.host}.)"
             remote = "" if failed.worker.startswith("inproc") else where
-            raise type(failed.error)(failed.error.kind, f"{failed.error}{remote}")
+            raise failed.error.reworded(f"{failed.error}{remote}")
 
     def exclude_without_wsa(self) -> bool:
         """Exclude workers that cannot import wsa or its libraries; return whether any were."""

@@ -155,9 +155,8 @@ class LiveEncoder:
         if first is None or envs is None:
             if self._longest > 1:
                 raise UsageError(
-                    "bad-option",
                     "A model that looks at several frames cannot embed one by itself. Choose models "
-                    "of single frames.",
+                    "of single frames."
                 )
             seen = [FrameWindow((frame,), (hashing.frame_digest(frame),)) for frame in frames]
         else:

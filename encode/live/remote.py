@@ -140,9 +140,8 @@ def remote_encoders(
     """
     if not scheduler.startswith(("tcp://", "tls://")):
         raise UsageError(
-            "bad-option",
             f"--encoder {scheduler!r} is no address; write tcp://HOST:8786 of a Dask scheduler, or "
-            "leave it out to embed in this process.",
+            "leave it out to embed in this process."
         )
     with connect(scheduler, 0, option="--encoder") as (client, _):
         workers = Workers(client, "auto", lambda event: None)

@@ -54,7 +54,7 @@ def build(request: Request) -> Any:
 
     if not timm.is_model(request.architecture):  # Rejects `hf-hub:` and `local-dir:` too.
         raise UsageError(
-            "unknown-model", f"timm has no architecture {request.timm_name!r}. Update timm."
+            f"timm has no architecture {request.timm_name!r}. Update timm.", kind="unknown-model"
         )
     if request.source == "random":
         with torch.random.fork_rng(devices=[]):

@@ -184,8 +184,7 @@ def parse_request(
     own_name, named, model = text.partition("=") if "=" in text else ("", "", text)
     if own_name in known_aliases():
         raise UsageError(
-            "bad-option",
-            f"{own_name}={model}: {own_name} is the name of a published model. Choose another name.",
+            f"{own_name}={model}: {own_name} is the name of a published model. Choose another name."
         )
     if named:
         weights = {model: weights[own_name]} if own_name in weights else {}
@@ -200,15 +199,13 @@ def parse_request(
     if not request.recorded.startswith(("file:", "user")):
         if named:
             raise UsageError(
-                "bad-option",
                 f"{own_name}={model}: published weights keep their name. Give weights of your own, "
-                f"--weights {own_name}=PATH, or write {model} alone.",
+                f"--weights {own_name}=PATH, or write {model} alone."
             )
         if stated:
             raise UsageError(
-                "bad-option",
                 f"--license {request.alias}={stated}: published weights keep their "
-                "publisher's license. Leave it out.",
+                "publisher's license. Leave it out."
             )
     alias = names.alias(own_name) if named else request.alias
     return dataclasses.replace(request, alias=alias, stated_licence=stated)
@@ -238,15 +235,15 @@ def _find(text: str, weights: Mapping[str, str]) -> tuple[str, str, str]:
         return timm_alias(text), text, f"user:{text}"
     elif names.is_model_key(name):
         raise UsageError(
-            "unknown-model", f"The store has no model {name}. 'wsa models' lists its keys."
+            f"The store has no model {name}. 'wsa models' lists its keys.", kind="unknown-model"
         )
     else:
         close = difflib.get_close_matches(name, known_aliases(), 1)
         raise UsageError(
-            "unknown-model",
             f"{name!r} is not a model{f' (did you mean {close[0]}?)' if close else ''}; choose "
             f"from {', '.join(known_aliases())}, or give any timm model as timm:<name>, or your own as "
             "module:callable.",
+            kind="unknown-model",
         )
     if name != text:
         source = "random"
@@ -261,14 +258,11 @@ def _fitted(text: str, output: str, precision: Precision) -> Request:
     """Parse `palette` or `objects`. An output meant for networks is ignored."""
     own_output = screen.OUTPUTS.get(text)
     if own_output is None:
-        raise UsageError(
-            "bad-option", f"{text}: {text.partition(':')[0]} has no weights. Leave out :random."
-        )
+        raise UsageError(f"{text}: {text.partition(':')[0]} has no weights. Leave out :random.")
     if precision != "fp32":
         raise UsageError(
-            "bad-option",
             f"--precision {precision}: {text} has no network to run. Encode it by a command without "
-            "--precision.",
+            "--precision."
         )
     is_own = output and parse_output(output).reduction == text
     return Request(text, screen.NAME, screen.SOURCE, output if is_own else own_output)
@@ -340,9 +334,8 @@ def weights_source(name: str, file: str) -> str:
         )
     if path.suffix not in _WEIGHTS_SUFFIXES:
         raise UsageError(
-            "bad-option",
             f"--weights {name}={path}: weights are read from {', '.join(_WEIGHTS_SUFFIXES)} "
-            "files. Save them with safetensors.torch.save_file(state_dict, path).",
+            "files. Save them with safetensors.torch.save_file(state_dict, path)."
         )
     return f"{'file' if path.suffix == '.safetensors' else 'archive'}:{path}"
 
@@ -359,8 +352,7 @@ def user_source(name: str, given: str) -> str:
     """
     if not custom.is_name(given):
         raise UsageError(
-            "bad-option",
-            f"--weights {name}={given}: {name} is a user's own model; write {name}=module:callable.",
+            f"--weights {name}={given}: {name} is a user's own model; write {name}=module:callable."
         )
     return f"user:{given}"
 
@@ -373,14 +365,14 @@ def _tagged(timm_name: str) -> str:
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), 3)
         hint = f" Near it: {', '.join(close)}." if close else ""
-        raise UsageError("unknown-model", f"timm has no architecture {timm_name!r}.{hint}")
+        raise UsageError(f"timm has no architecture {timm_name!r}.{hint}", kind="unknown-model")
     try:
         config = timm.get_pretrained_cfg(timm_name)
     except RuntimeError:
         known = timm.list_models(f"{architecture}.*", pretrained=True)
         raise UsageError(
-            "unknown-model",
             f"timm has no weights {tag!r} of {architecture}. It has: {', '.join(known) or 'none'}.",
+            kind="unknown-model",
         ) from None
     return f"{architecture}.{config.tag}" if config and config.tag else architecture
 

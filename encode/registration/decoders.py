@@ -31,15 +31,13 @@ def require_code(spec: ModelSpec) -> None:
     """
     if spec.timm_name != catalog.PREFIX + ALIAS:
         raise UsageError(
-            "bad-option",
-            f"--decode: {spec.key} has no decoder; only {ALIAS} has one. Leave it out.",
+            f"--decode: {spec.key} has no decoder; only {ALIAS} has one. Leave it out."
         )
     if spec.shape != (CODE,) or spec.identity.output != catalog.NETWORKS[ALIAS][1]:
         raise UsageError(
-            "bad-option",
             f"--decode: the store has {spec.key} with --output {spec.identity.output}, and only "
             f"its code (--output {catalog.NETWORKS[ALIAS][1]}, the default) can be decoded. Leave it "
-            "out, or encode the code.",
+            "out, or encode the code."
         )
     find_decoder(spec.identity.weights)
 

@@ -153,8 +153,7 @@ def _window(module: nn.Module, request: Request) -> int:
     if isinstance(window, int) and 1 <= window <= MAX_STACK_FRAMES:
         return window
     raise UsageError(
-        "bad-option",
-        f"{request.alias} says that its window is {window!r}; choose from 1 to {MAX_STACK_FRAMES}.",
+        f"{request.alias} says that its window is {window!r}; choose from 1 to {MAX_STACK_FRAMES}."
     )
 
 

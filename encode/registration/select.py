@@ -138,7 +138,6 @@ def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
 
 def _ambiguous(name: str, fitting: list[str]) -> UsageError:
     return UsageError(
-        "bad-option",
         f"{name} may be any of {', '.join(fitting)}; give the whole key with --models. 'wsa models' shows how "
-        "they differ.",
+        "they differ."
     )

@@ -63,9 +63,8 @@ def serve(host: str, port: int, apps: Mapping[str, WSGIApplication], flag: str) 
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            "bad-option",
             f"{flag} {port}: cannot listen on {host}:{port} ({reason}). Choose a free port and an "
-            "address of this machine.",
+            "address of this machine."
         ) from None
     thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
     thread.start()

@@ -125,6 +125,5 @@ class GameData:
         if len(fitting) == 1:
             return self.models.index(fitting[0])
         raise UsageError(
-            "bad-option",
-            f"{model or 'No model'} is not one of {', '.join(self.models)}. Give one of these keys.",
+            f"{model or 'No model'} is not one of {', '.join(self.models)}. Give one of these keys."
         )

@@ -50,7 +50,7 @@ class Transitions(Dataset[dict[str, Tensor]]):
         clip_rewards: bool = True,
     ) -> None:
         if n_step < 1 or not 0 <= gamma <= 1:
-            raise UsageError("bad-option", "n_step must be at least 1, and gamma from 0 to 1.")
+            raise UsageError("n_step must be at least 1, and gamma from 0 to 1.")
         self._steps = data.steps
         self._batches = OfflineBatches(
             data.flat, frame_stack, 1, 0, n_step=n_step, gamma=gamma, clip=clip_rewards

@@ -61,16 +61,13 @@ def encoder(
     if fitted:
         requests = registry.for_games([request], [game]) if game else []
         if not requests:
-            raise UsageError(
-                "bad-option", f"{model} has a fit for each game: give it, as game='Pong'."
-            )
+            raise UsageError(f"{model} has a fit for each game: give it, as game='Pong'.")
         (request,) = requests
     parsed = parse_output(request.output)
     if parsed.game and not fitted:
         raise UsageError(
-            "bad-option",
             f"output {output_name!r} is fitted on frames of a store: encode it there, and open it with "
-            "wsa.open(url).encoder(key).",
+            "wsa.open(url).encoder(key)."
         )
     module = networks.build(request)
     identity = identify(module, request)
@@ -117,7 +114,7 @@ class ImageEncoder:
             return self.encoder(_rgb(images, 4))
         if isinstance(images, (list, tuple)):
             if not images:
-                raise UsageError("bad-option", "There are no images to embed.")
+                raise UsageError("There are no images to embed.")
             # One by one, because sizes may differ. The batch size does not change an embedding.
             return np.concatenate([self.encoder(_rgb(image)[None]) for image in images])
         alone: NDArray[np.float32] = self.encoder(_rgb(images)[None])[0]
@@ -133,9 +130,8 @@ def _rgb(image: Any, ndim: int = 3) -> NDArray[np.uint8]:
         pixels = np.repeat(pixels[..., None], 3, axis=-1)
     if pixels.dtype != np.uint8 or pixels.ndim != ndim or pixels.shape[-1] != 3 or not pixels.size:
         raise UsageError(
-            "bad-option",
             f"An image must be (H, W, 3) or (H, W) uint8, or a Pillow image, not "
-            f"{pixels.shape} {pixels.dtype}. Pixels from 0 to 1: multiply by 255 and round.",
+            f"{pixels.shape} {pixels.dtype}. Pixels from 0 to 1: multiply by 255 and round."
         )
     return pixels
 
@@ -144,7 +140,6 @@ def _windows(images: Any, window: int) -> NDArray[np.uint8]:
     pixels: NDArray[np.uint8] = np.asarray(images)
     if pixels.dtype != np.uint8 or pixels.ndim != 5 or pixels.shape[1] != window:
         raise UsageError(
-            "bad-option",
-            f"This model sees {window} frames: give (n, {window}, H, W, 3) uint8, oldest first.",
+            f"This model sees {window} frames: give (n, {window}, H, W, 3) uint8, oldest first."
         )
     return pixels

@@ -60,7 +60,7 @@ def load_run(
         DamagedError: If the checkpoint or the data is damaged.
     """
     if not 0 <= epsilon <= 1:
-        raise UsageError("bad-option", f"epsilon must be from 0 to 1, not {epsilon}.")
+        raise UsageError(f"epsilon must be from 0 to 1, not {epsilon}.")
     user_code.type_in(trust)
     request = EvaluationRequest(which=checkpoint, device=choose_device(device), engine=engine)
     player = open_player(
@@ -166,9 +166,8 @@ class Run:
         if len(screens) != self._playing or self._policy is None:
             if not begins.all():
                 raise UsageError(
-                    "bad-option",
                     f"act() was given {len(screens)} games and played {self._playing} before: games "
-                    "begin together, with first=True for each.",
+                    "begin together, with first=True for each."
                 )
             self._playing = len(screens)
             self._policy = self._player.policy(self._playing, self._epsilon, self._seed)
@@ -189,9 +188,7 @@ class Run:
             UsageError: If the run sees pixels, or the frames are not screens.
         """
         if not self.models:
-            raise UsageError(
-                "bad-option", f"{self.path} sees pixels: it has no models to embed with."
-            )
+            raise UsageError(f"{self.path} sees pixels: it has no models to embed with.")
         single = np.ndim(frames) == 3
         env = np.array([_ASIDE])
         rows = np.concatenate(
@@ -234,10 +231,9 @@ def _screens(frames: NDArray[np.uint8], single: bool) -> NDArray[np.uint8]:
     if screens.ndim != 4 or screens.shape[-1] != 3 or screens.dtype != np.uint8:
         expected = "(H, W, 3)" if single else "(n, H, W, 3)"
         raise UsageError(
-            "bad-option",
             f"frames must be {expected} uint8 RGB, the whole screen, not {np.shape(frames)} "
-            f"{screens.dtype}.",
+            f"{screens.dtype}."
         )
     if single and len(screens) != 1:
-        raise UsageError("bad-option", f"first must be {len(screens)} bools, one for each game.")
+        raise UsageError(f"first must be {len(screens)} bools, one for each game.")
     return screens

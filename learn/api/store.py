@@ -156,8 +156,7 @@ class Store:
         if fitting:
             hint = ", or its game" if any(games.values()) and not game else ""
             raise UsageError(
-                "bad-option",
-                f"{model} may be any of {', '.join(fitting)}; give the whole key{hint}.",
+                f"{model} may be any of {', '.join(fitting)}; give the whole key{hint}."
             )
         raise MissingError(
             "not-encoded",

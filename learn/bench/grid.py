@@ -188,9 +188,7 @@ def check(o: BenchOptions) -> None:
     for game in o.games:
         atari.check_game(game)
     if not (o.games and o.seeds and o.fusions):
-        raise UsageError(
-            "bad-option", "--games, --seeds and --fusions need at least one value each."
-        )
+        raise UsageError("--games, --seeds and --fusions need at least one value each.")
     check_ranges(o)
     slurm.check_jobs(o.slurm, o.worker.scheduler)
     user_code.type_in(o.fusions)
@@ -198,26 +196,21 @@ def check(o: BenchOptions) -> None:
         check_own_or("--fusions", fusion, [*FUSIONS, PIXELS], "module:Class")
         check_combination(without_live_options(request_for(o, fusion)))
     if o.fusions != (PIXELS,) and not (o.models_subsets or o.models):
-        raise UsageError(
-            "bad-option",
-            "Name the models to fuse, for example --models-subsets lite0+lite1,lite0.",
-        )
+        raise UsageError("Name the models to fuse, for example --models-subsets lite0+lite1,lite0.")
     named = {*o.models, *itertools.chain(*(subset.split("+") for subset in o.models_subsets))}
     for name in o.method.decode:
         if name not in {*named, o.method.context}:
             raise UsageError(
-                "bad-option",
                 f"--decode {name}: no run has this model. Name one of {', '.join(sorted(named))}, "
-                "as it is named there.",
+                "as it is named there."
             )
     if o.models_subsets and o.models:
-        raise UsageError("bad-option", "Give --models or --models-subsets, not both.")
+        raise UsageError("Give --models or --models-subsets, not both.")
     for subset in o.models_subsets:
         if not all(subset.split("+")):
             raise UsageError(
-                "bad-option",
                 f"--models-subsets {','.join(o.models_subsets)}: write models with + between them, "
-                "and commas between sets, such as lite0+lite1,lite0.",
+                "and commas between sets, such as lite0+lite1,lite0."
             )
 
 

@@ -254,9 +254,8 @@ class Arrays:
 
     def _refuse(self, why: str) -> UsageError:
         return UsageError(
-            "bad-option",
             f"{self._name}: {why}. docs/howto/exchange.md shows the arrays that 'wsa import "
-            "arrays' takes.",
+            "arrays' takes."
         )
 
 
@@ -280,8 +279,7 @@ def _open(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         *(zipfile.BadZipFile, zlib.error),
     ) as error:
         raise UsageError(
-            "bad-option",
-            f"{path} is neither an .npz file of plain arrays nor a Zarr group of format 3: {error}",
+            f"{path} is neither an .npz file of plain arrays nor a Zarr group of format 3: {error}"
         ) from None
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf" or not array.ndim:
@@ -299,14 +297,11 @@ def _stated_facts(name: str, attributes: Mapping[str, Any]) -> tuple[str, str, P
         policies = sorted({str(run["policy"]) for run in runs})
         game = str(attributes["game"])
     except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
-        raise UsageError(
-            "bad-option", f"{name} is an export whose attributes are damaged: {error}."
-        ) from None
+        raise UsageError(f"{name} is an export whose attributes are damaged: {error}.") from None
     if len(protocols) != 1:
         raise UsageError(
-            "bad-option",
             f"{name} holds play under {len(protocols)} protocols, which must not be mixed. Export "
-            "stores, not mixtures: 'wsa merge' brings everything of one store into another.",
+            "stores, not mixtures: 'wsa merge' brings everything of one store into another."
         )
     played = msgspec.structs.asdict(protocols.pop())
     facts = {field: played[field] for field in PartialProtocol.__dataclass_fields__}

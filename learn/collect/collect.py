@@ -94,7 +94,7 @@ def plan_collection(
         ("--seed", seed, 0, 2**31 - 1000),
     ):
         if not least <= value <= most:
-            raise UsageError("bad-option", f"{option} must be from {least} to {most}, not {value}.")
+            raise UsageError(f"{option} must be from {least} to {most}, not {value}.")
     emulator = games.emulator_identity(game)
     run = hashing.identity([game, protocol, policy, seed, emulator])[:12]
     each = -(-steps // num_envs)

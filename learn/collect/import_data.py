@@ -74,17 +74,15 @@ def state_protocol(
             asked_value, option = getattr(preset, name), f"--protocol {named}"
         if stated_value is not None and asked_value is not None and stated_value != asked_value:
             raise UsageError(
-                "bad-option",
                 f"The data was played with {name} {stated_value}; {option} says {asked_value}. "
-                "Leave it out.",
+                "Leave it out."
             )
         facts[name] = next((v for v in (stated_value, asked_value, default) if v is not None), None)
     missing = [_FACTS[name][0] for name, value in facts.items() if value is None]
     if missing:
         raise UsageError(
-            "bad-option",
             f"The data does not say how {game} was played. Say it: {' and '.join(missing)}, or "
-            "--protocol classic or v5 where it was played so.",
+            "--protocol classic or v5 where it was played so."
         )
     if (
         facts["frame_skip"] < 1
@@ -93,10 +91,9 @@ def state_protocol(
         or not 0 <= facts["sticky"] < 1
     ):
         raise UsageError(
-            "bad-option",
             "--frame-skip and --max-episode-steps must be at least 1, --noop-max at least 0, and "
             f"--sticky at least 0 and below 1; they are {facts['frame_skip']}, "
-            f"{facts['max_steps']}, {facts['noop_max']} and {facts['sticky']:g}.",
+            f"{facts['max_steps']}, {facts['noop_max']} and {facts['sticky']:g}."
         )
     base = games.protocol(game, "v5" if facts["full_action_space"] else "classic")
     played = msgspec.structs.replace(base, name="custom", **facts)
@@ -133,15 +130,12 @@ def plan_import(
         UsageError: If the data is invalid.
     """
     if not 1 <= segment_steps <= 65536:
-        raise UsageError(
-            "bad-option", f"--segment-steps must be from 1 to 65536, not {segment_steps}."
-        )
+        raise UsageError(f"--segment-steps must be from 1 to 65536, not {segment_steps}.")
     actions = len(protocol.actions)
     if source.actions not in (0, actions):
         raise UsageError(
-            "bad-option",
             f"The data has {source.actions} actions; {game} has {actions} "
-            f"{'in all' if protocol.full_action_space else 'without --full-action-space'}.",
+            f"{'in all' if protocol.full_action_space else 'without --full-action-space'}."
         )
     source.check_screens(game)
     content = []
@@ -150,9 +144,8 @@ def plan_import(
         wrong = (episode.actions < 0) | (episode.actions >= actions)
         if wrong.any():
             raise UsageError(
-                "bad-option",
                 f"Step {wrong.argmax()} of episode {number} has an action out of range: {game} has "
-                f"actions 0 to {actions - 1}. 'wsa import --help' tells of --full-action-space.",
+                f"actions 0 to {actions - 1}. 'wsa import --help' tells of --full-action-space."
             )
         content.append(_content(episode))
         done += len(episode)

@@ -53,9 +53,7 @@ def open_minari(source: str) -> Source:
             f"minari download {source}",
         ) from None
     except Exception as error:  # noqa: BLE001  Minari's readers raise anything.
-        raise UsageError(
-            "bad-option", f"{source} cannot be read as a Minari dataset: {error}"
-        ) from None
+        raise UsageError(f"{source} cannot be read as a Minari dataset: {error}") from None
     return Minari(source, dataset)
 
 
@@ -73,7 +71,7 @@ class Minari:
         space = dataset.action_space
         self.actions = int(getattr(space, "n", 0))
         if not self.actions or getattr(space, "start", 0) != 0:
-            raise UsageError("bad-option", f"{name}: its actions are {space}, not Discrete(n).")
+            raise UsageError(f"{name}: its actions are {space}, not Discrete(n).")
         self.steps = dataset.total_steps
         # JPEG is Minari's default; before 0.5.4 it was the only format.
         self.lossy = bool(metadata.get("jpeg_encoding", True))
@@ -93,9 +91,8 @@ class Minari:
             screens = np.asarray(episode.observations)
             if screens.shape != (len(episode.actions) + 1, *shape) or screens.dtype != np.uint8:
                 raise UsageError(
-                    "bad-option",
                     f"{where} has {len(episode.actions)} actions and observations "
-                    f"{screens.shape} {screens.dtype}; it needs one observation more than actions.",
+                    f"{screens.shape} {screens.dtype}; it needs one observation more than actions."
                 )
             lives = (episode.infos or {}).get("lives")
             yield make_episode(
@@ -115,14 +112,11 @@ def _environment(name: str, spec: Any) -> tuple[str, PartialProtocol]:
     by_rom = {rom: game for game, rom in games.games().items()}
     game = by_rom.get(str(options.get("game")), "")
     if not game:
-        raise UsageError(
-            "bad-option", f"{name} was played in {spec.id}, which is no Atari game of ALE."
-        )
+        raise UsageError(f"{name} was played in {spec.id}, which is no Atari game of ALE.")
     if options.get("mode") or options.get("difficulty"):
         raise UsageError(
-            "bad-option",
             f"{name} was played in mode {options.get('mode')}, difficulty "
-            f"{options.get('difficulty')}. wsa knows every game's own mode and difficulty only.",
+            f"{options.get('difficulty')}. wsa knows every game's own mode and difficulty only."
         )
     skip: Any = options.get("frameskip", 4)
     noop_max, max_pool = 0, False
@@ -131,25 +125,22 @@ def _environment(name: str, spec: Any) -> tuple[str, PartialProtocol]:
         if wrapper.name == "AtariPreprocessing":
             if wrapper_options.get("terminal_on_life_loss"):
                 raise UsageError(
-                    "bad-option",
                     f"{name} ends an episode at every lost life, so its episodes are no games. "
-                    "Record it again without terminal_on_life_loss.",
+                    "Record it again without terminal_on_life_loss."
                 )
             inner_skip = wrapper_options.get("frame_skip", 4)
             skip = inner_skip if skip == 1 else None
             noop_max, max_pool = wrapper_options.get("noop_max", 30), inner_skip > 1
         elif wrapper.name not in _HARMLESS:
             raise UsageError(
-                "bad-option",
                 f"{name} was played through the wrapper {wrapper.name}, and wsa cannot tell what it "
                 "changes. If it changes neither screens nor rewards nor ends, copy the data into "
-                "arrays and use 'wsa import arrays'.",
+                "arrays and use 'wsa import arrays'."
             )
     if type(skip) is not int or skip < 1:
         raise UsageError(
-            "bad-option",
             f"{name} was played in {spec.id} with frame skip {options.get('frameskip')}; wsa "
-            "records one fixed skip.",
+            "records one fixed skip."
         )
     # The emulator's own limit counts frames, Gymnasium's counts steps.
     frames = options.get("max_num_frames_per_episode") or games.FRAME_SKIP * games.MAX_STEPS

@@ -97,10 +97,9 @@ def refuse_screens(what: str, found: str, game: str) -> UsageError:
     """Return the error for observations that are not whole RGB screens."""
     height, width = games.screen(game)
     return UsageError(
-        "bad-option",
         f"{what}: observations are {found}. wsa needs whole RGB screens of {game}, "
         f"({height}, {width}, 3) uint8: not grayscale, resized, or stacked ones. Record the game again "
-        "without those wrappers.",
+        "without those wrappers."
     )
 
 
@@ -123,39 +122,32 @@ def make_episode(
     columns = {"rewards": rewards, "terminations": terminated, "truncations": truncated}
     for name, column in columns.items():
         if column.shape != actions.shape:
-            raise UsageError(
-                "bad-option", f"{where} has {len(actions)} actions and {len(column)} {name}."
-            )
+            raise UsageError(f"{where} has {len(actions)} actions and {len(column)} {name}.")
     if not len(actions) or actions.ndim != 1:
-        raise UsageError("bad-option", f"{where} has no steps. Leave it out.")
+        raise UsageError(f"{where} has no steps. Leave it out.")
     if actions.dtype.kind not in "iu":
-        raise UsageError(
-            "bad-option", f"{where}: actions are {actions.dtype}; they must be whole numbers."
-        )
+        raise UsageError(f"{where}: actions are {actions.dtype}; they must be whole numbers.")
     with np.errstate(over="ignore", invalid="ignore"):
         earned = rewards.astype(np.float32)
     if not np.isfinite(earned).all():
         at = int(np.argmin(np.isfinite(earned)))
-        raise UsageError("bad-option", f"{where}: the reward of step {at} is {rewards[at]}.")
+        raise UsageError(f"{where}: the reward of step {at} is {rewards[at]}.")
     ended, cut = _flags(where, "terminations", terminated), _flags(where, "truncations", truncated)
     if (ended | cut)[:-1].any():
         at = int(np.argmax(ended | cut))
         raise UsageError(
-            "bad-option",
             f"{where} goes on after its end at step {at} of {len(actions)}. Every episode must be "
-            "followed by its last observation, and then by the next episode's first.",
+            "followed by its last observation, and then by the next episode's first."
         )
     cut[-1] |= not ended[-1]
     lives_left = np.zeros(len(actions) + 1) if lives is None else lives
     if lives_left.shape != (len(actions) + 1,) or lives_left.min() < 0 or lives_left.max() > 255:
-        raise UsageError(
-            "bad-option", f"{where}: lives must be {len(actions) + 1} numbers from 0 to 255."
-        )
+        raise UsageError(f"{where}: lives must be {len(actions) + 1} numbers from 0 to 255.")
     clipped = np.clip(actions, -2, 32767).astype(np.int16)
     return Episode(screens, clipped, earned, ended, cut, lives_left.astype(np.uint8))
 
 
 def _flags(where: str, name: str, column: NDArray[Any]) -> NDArray[np.bool_]:
     if not ((column == 0) | (column == 1)).all():
-        raise UsageError("bad-option", f"{where}: {name} must be true or false.")
+        raise UsageError(f"{where}: {name} must be true or false.")
     return column.astype(np.bool_)

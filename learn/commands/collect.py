@@ -76,7 +76,7 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
     collection.
     """
     if not 0 <= o.run_policy.eps <= 1:
-        raise UsageError("bad-option", f"--eps must be from 0 to 1, not {o.run_policy.eps}.")
+        raise UsageError(f"--eps must be from 0 to 1, not {o.run_policy.eps}.")
     if o.policy == "random":
         _reject_run_options(o)
         return "random", None
@@ -92,10 +92,9 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
     player = open_player(Path(o.policy), request, otherwise=o.store, weights=weights)
     if (player.config.game, player.config.protocol.actions) != (o.game, protocol.actions):
         raise UsageError(
-            "bad-option",
             f"--policy {o.policy}: that run plays {player.config.game} with "
             f"{len(player.config.protocol.actions)} actions, not {o.game} with "
-            f"{len(protocol.actions)}. Give its --game and --protocol.",
+            f"{len(protocol.actions)}. Give its --game and --protocol."
         )
     name = f"{player.algo} {player.digest} eps {o.run_policy.eps:g}"
     return name, player.policy(o.num_envs, o.run_policy.eps, o.seed)
@@ -106,4 +105,4 @@ def _reject_run_options(o: CollectOptions) -> None:
     given, default = o.run_policy, type(o.run_policy)()
     for name in ("eps", "weights", "device", "trust"):
         if getattr(given, name) != getattr(default, name):
-            raise UsageError("bad-option", f"--{name} is for a run's network. Leave it out.")
+            raise UsageError(f"--{name} is for a run's network. Leave it out.")

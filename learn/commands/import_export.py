@@ -52,11 +52,9 @@ def import_data(o: ImportOptions) -> int:
     source = open_source(o.kind, o.source)
     game = o.game or source.game
     if not game:
-        raise UsageError("bad-option", f"{o.source} does not say which game it is: give --game.")
+        raise UsageError(f"{o.source} does not say which game it is: give --game.")
     if source.game not in ("", game):
-        raise UsageError(
-            "bad-option", f"{o.source} contains {source.game}, not {game}. Leave out --game."
-        )
+        raise UsageError(f"{o.source} contains {source.game}, not {game}. Leave out --game.")
     stated = PartialProtocol(
         frame_skip=o.rules.frame_skip,
         sticky=o.rules.sticky,
@@ -69,7 +67,7 @@ def import_data(o: ImportOptions) -> int:
     protocol = state_protocol(game, source.facts, stated, o.rules.protocol)
     policy = o.policy or source.policy or "imported"
     if not policy.isprintable() or len(policy) > 100:
-        raise UsageError("bad-option", "--policy: give a name of at most 100 printable characters.")
+        raise UsageError("--policy: give a name of at most 100 printable characters.")
     _, snapshot = open_snapshot(o.store, or_empty=True)
     terminal.say(f"{game}, {atari.describe(protocol)}, played by {policy}")
     if source.lossy:

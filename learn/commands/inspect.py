@@ -78,9 +78,9 @@ def show(o: ShowOptions) -> int:
             _refuse_alias(o)
         atari.check_game(o.what)
     if o.html and describe is not card:
-        raise UsageError("bad-option", f"--html is for a game; {o.what} is none. Leave it out.")
+        raise UsageError(f"--html is for a game; {o.what} is none. Leave it out.")
     if o.probe and not o.html:
-        raise UsageError("bad-option", "--probe is for a page; add --html PATH.")
+        raise UsageError("--probe is for a page; add --html PATH.")
     _, snapshot = open_snapshot(o.store)
     remark = _reward_remark(snapshot, o.what) if describe is card else ""
     values = _write_page(snapshot, o, remark) if o.html else describe(snapshot, o.what)
@@ -93,7 +93,9 @@ def _refuse_alias(o: ShowOptions) -> None:
     """Refuse the alias of models in the store, for which `wsa show` takes keys."""
     _, snapshot = open_snapshot(o.store, or_empty=True)
     if keys := names.keys_named(snapshot.models, o.what):
-        raise UsageError("bad-name", f"{o.what} is a model; write its key: {' or '.join(keys)}.")
+        raise UsageError(
+            f"{o.what} is a model; write its key: {' or '.join(keys)}.", kind="bad-name"
+        )
 
 
 def _write_page(snapshot: Snapshot, o: ShowOptions, remark: str) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def _write_page(snapshot: Snapshot, o: ShowOptions, remark: str) -> dict[str, An
 
     path = Path(o.html).expanduser()
     if path.is_dir():
-        raise UsageError("bad-option", f"--html {path} is a folder: name a file in it.")
+        raise UsageError(f"--html {path} is a folder: name a file in it.")
     atomic_files.require_writable(path.parent)
     probe = read_probe(Path(o.probe).expanduser(), o.what) if o.probe else None
     with terminal.Progress("read", "segments", shown=not o.json) as progress:

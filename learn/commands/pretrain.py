@@ -160,18 +160,13 @@ def _check(o: PretrainOptions) -> None:
     unknown = [name for name in o.encoder if name not in TRAINEES]
     if unknown or not o.encoder:
         raise UsageError(
-            "bad-option",
-            f"--encoder {','.join(o.encoder)}: write one or more of {','.join(TRAINEES)}.",
+            f"--encoder {','.join(o.encoder)}: write one or more of {','.join(TRAINEES)}."
         )
     if not o.games:
-        raise UsageError(
-            "bad-option", "--games names no game. Write for example --games Pong,Breakout."
-        )
+        raise UsageError("--games names no game. Write for example --games Pong,Breakout.")
     if o.steps and o.recipe.epochs:
-        raise UsageError("bad-option", "Give --steps or --epochs, not both.")
+        raise UsageError("Give --steps or --epochs, not both.")
     for part in (o, o.recipe, o.compute):
         check_ranges(part)
     if o.recipe.batch_size == 1:
-        raise UsageError(
-            "bad-option", "--batch-size must be at least 2, to compare samples with each other."
-        )
+        raise UsageError("--batch-size must be at least 2, to compare samples with each other.")

@@ -208,9 +208,8 @@ def _labeler(
         sets = {meta.protocol.actions for meta in segments}
         if len(sets) > 1:
             raise UsageError(
-                "bad-option",
                 f"The segments of {o.game} have different sets of actions. Choose policies with the same "
-                "set with --policies.",
+                "set with --policies."
             )
         if not all(map(probe_data.is_better, segments)):
             terminal.say(
@@ -266,7 +265,7 @@ def _check(o: ProbeOptions) -> None:
     """
     check_ranges(o.fit)
     if o.csv and o.json:
-        raise UsageError("bad-option", "Give --csv or --json, not both.")
+        raise UsageError("Give --csv or --json, not both.")
     atari.check_game(o.game)
     targets.horizons_of(o.horizon)
     if o.target == "ram":

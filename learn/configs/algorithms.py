@@ -102,7 +102,7 @@ class OfflineConfig(AlgorithmConfig, frozen=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.save_best and not self.validation_fraction:
-            raise UsageError("bad-option", "--save-best needs a --validation-fraction above 0.")
+            raise UsageError("--save-best needs a --validation-fraction above 0.")
 
     @property
     def discounting(self) -> Discounting:
@@ -247,20 +247,17 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
         if parts % self.num_minibatches:
             what = "--num-envs (whole sequences)" if self.recurrent else "--num-envs x --num-steps"
             raise UsageError(
-                "bad-option",
-                f"{what}, {parts}, must be a multiple of --num-minibatches, {self.num_minibatches}.",
+                f"{what}, {parts}, must be a multiple of --num-minibatches, {self.num_minibatches}."
             )
         if self.norm_adv and self.rollout_size < 2 * self.num_minibatches:
             raise UsageError(
-                "bad-option",
                 "--norm-adv needs two steps in a minibatch: give a larger --num-steps, a smaller "
-                "--num-minibatches, or --no-norm-adv.",
+                "--num-minibatches, or --no-norm-adv."
             )
         if self.total_timesteps < self.rollout_size:
             raise UsageError(
-                "bad-option",
                 f"--total-timesteps {self.total_timesteps} is less than one rollout, --num-envs x "
-                f"--num-steps = {self.rollout_size}.",
+                f"--num-steps = {self.rollout_size}."
             )
 
     @property
@@ -325,9 +322,7 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.total_timesteps < self.num_envs:
-            raise UsageError(
-                "bad-option", "--total-timesteps must be at least one step of each environment."
-            )
+            raise UsageError("--total-timesteps must be at least one step of each environment.")
 
     @property
     def scheduled(self) -> bool:

@@ -144,10 +144,9 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         near = difflib.get_close_matches(value, choices, 1)
         raise UsageError(
-            "bad-option",
             f"{option} {value}: there is no such choice. "
             + (f"Did you mean {near[0]}? " if near else "")
-            + f"Choose from {', '.join(choices)}.",
+            + f"Choose from {', '.join(choices)}."
         )
 
 
@@ -160,7 +159,5 @@ def check_own_or(option: str, value: str, choices: Sequence[str], own: str) -> N
     if not user_code.is_name(value):
         with_colon = ":".join(value.rsplit(".", 1))
         if user_code.is_name(with_colon):
-            raise UsageError(
-                "bad-option", f"{option} {value}: write {own}. Did you mean {with_colon}?"
-            )
+            raise UsageError(f"{option} {value}: write {own}. Did you mean {with_colon}?")
         check_choice(option, value, [*choices, own])

@@ -343,10 +343,9 @@ def _check_resumed(arguments: Sequence[str]) -> None:
     for field in _fields(arguments):
         if field not in _OF_RESUMED:
             raise UsageError(
-                "bad-option",
                 f"--{field.replace('_', '-')} cannot be given with --resume: the run continues "
                 "as it was started. Leave it out. To train longer, repeat the command in the run's "
-                "command.txt with --run-dir and more --updates or --total-timesteps.",
+                "command.txt with --run-dir and more --updates or --total-timesteps."
             )
 
 
@@ -369,7 +368,7 @@ def training_defaults(
     if helping and (algo in ONLINE.keys() - OFFLINE.keys() or set(fusions) == {PIXELS}):
         online = True
     if online and not algo and not helping:
-        raise UsageError("bad-option", "--online needs --algo ppo or --algo dqn.")
+        raise UsageError("--online needs --algo ppo or --algo dqn.")
     algo = algo or ("ppo" if online else "cql")
     (preset,) = values_of(arguments, "fusion-preset", "default")[-1:]
     (rl_preset,) = values_of(arguments, "rl-preset", "default")[-1:]
@@ -379,18 +378,14 @@ def training_defaults(
         known = {algo: own_algorithm(algo, online)}
     if not helping and algo not in known and algo in {**OFFLINE, **ONLINE}:
         if online:
-            raise UsageError(
-                "bad-option", f"--online --algo {algo}: choose from {', '.join(ONLINE)}."
-            )
+            raise UsageError(f"--online --algo {algo}: choose from {', '.join(ONLINE)}.")
         raise UsageError(
-            "bad-option",
-            f"--algo {algo} needs --online. Add it, or choose from {', '.join(OFFLINE)}.",
+            f"--algo {algo} needs --online. Add it, or choose from {', '.join(OFFLINE)}."
         )
     if PIXELS in fusions and not online and not helping:
         raise UsageError(
-            "bad-option",
             f"{flag} {PIXELS} needs --online, since stored data has no pixels to learn from. Add it, "
-            "or choose another.",
+            "or choose another."
         )
     config = known.get(algo, CQLConfig)  # Any other name is rejected when the options are parsed.
     presets = (
@@ -404,13 +399,12 @@ def training_defaults(
         defaults |= {"data": PlayOptions(), "live": OnlineLiveOptions()}
     for field in () if helping else _fields(arguments):
         for why in _idle(field, config, algo, online, flag if pixels else ""):
-            raise UsageError("bad-option", f"--{field.replace('_', '-')} {why}")
+            raise UsageError(f"--{field.replace('_', '-')} {why}")
         switch = _SWITCH_OF.get(field)
         if switch and not pixels and not is_read(switch, fusions):
             raise UsageError(
-                "bad-option",
                 f"--{field.replace('_', '-')} has no effect with {flag} {','.join(fusions)}. Leave "
-                "it out.",
+                "it out."
             )
     return defaults
 
@@ -446,9 +440,8 @@ def own_algorithm(name: str, online: bool) -> type[AlgorithmConfig]:
     config = load_algorithm(name)
     if issubclass(config, OnlineConfig) != online:
         raise UsageError(
-            "bad-option",
             f"--algo {name} learns {'from stored data' if online else 'while playing'}. "
-            f"{'Leave out' if online else 'Add'} --online.",
+            f"{'Leave out' if online else 'Add'} --online."
         )
     return config
 
@@ -464,30 +457,26 @@ def check_combination(training: Training) -> None:
     for field in dataclasses.fields(training.live):
         if not playing and getattr(training.live, field.name) != field.default:
             raise UsageError(
-                "bad-option",
                 f"--{field.name} is for models while games are played, and this run plays none. "
-                "Leave it out, or add --online or --eval-frequency.",
+                "Leave it out, or add --online or --eval-frequency."
             )
     evaluation = training.evaluation
     if evaluation != EvaluationConfig() and not evaluation.eval_frequency:
         raise UsageError(
-            "bad-option",
-            "--eval-episodes is an option of --eval-frequency. Leave it out, or add that.",
+            "--eval-episodes is an option of --eval-frequency. Leave it out, or add that."
         )
     algorithm: Any = training.algorithm
     if getattr(algorithm, "vf_clip_coef", 0) and not algorithm.clip_vloss:
         raise UsageError(
-            "bad-option",
-            "--vf-clip-coef has no effect without --clip-vloss. Add that, or leave it out.",
+            "--vf-clip-coef has no effect without --clip-vloss. Add that, or leave it out."
         )
     if getattr(training.algorithm, "recurrent", False) and (
         isinstance(training.network, NetworkConfig)
         and (training.network.hidden, training.network.head_activation) != _HEADS
     ):
         raise UsageError(
-            "bad-option",
             "--hidden and --head-activation have no meaning with --recurrent, whose heads are one "
-            "linear map each. Leave them out, and --rl-preset thesis, whose heads are not.",
+            "linear map each. Leave them out, and --rl-preset thesis, whose heads are not."
         )
 
 

@@ -26,9 +26,8 @@ class FrameStack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         if not 1 <= self.frame_stack <= MAX_STACK_FRAMES:
             raise UsageError(
-                "bad-option",
                 f"--frame-stack must be from 1 to {MAX_STACK_FRAMES}, not {self.frame_stack}: "
-                "segments repeat no more frames of each other.",
+                "segments repeat no more frames of each other."
             )
 
 
@@ -51,9 +50,8 @@ class NetworkConfig(FrameStack, frozen=True):
         check_ranges(self)
         if self.normalize != "standard" and self.clip_embeddings not in (0, _CLIP):
             raise UsageError(
-                "bad-option",
                 f"--clip-embeddings {self.clip_embeddings:g} has no effect with --normalize "
-                f"{self.normalize}. Leave it out.",
+                f"{self.normalize}. Leave it out."
             )
 
 

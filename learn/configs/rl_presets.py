@@ -75,7 +75,6 @@ def rl_defaults(preset: str, algorithm: type[AlgorithmConfig]) -> Defaults:
         return Defaults({})
     names = " and ".join(f"--algo {config.NAME}" for config in known)
     raise UsageError(
-        "bad-option",
         f"--rl-preset {preset} is for --online with {names}: the authors used nothing else. Leave it "
-        "out, or train that way.",
+        "out, or train that way."
     )

@@ -129,20 +129,15 @@ def protocol(
     """
     check_game(game)
     if name not in PROTOCOLS:
-        raise UsageError(
-            "bad-option", f"{name!r} is not a protocol; choose from {', '.join(PROTOCOLS)}."
-        )
+        raise UsageError(f"{name!r} is not a protocol; choose from {', '.join(PROTOCOLS)}.")
     details = dict(PROTOCOLS[name])
     if sticky is not None and sticky != details["sticky"]:
         if not 0 <= sticky < 1:
-            raise UsageError(
-                "bad-option", f"--sticky must be at least 0 and below 1, not {sticky}."
-            )
+            raise UsageError(f"--sticky must be at least 0 and below 1, not {sticky}.")
         details["sticky"], name = sticky, "custom"
     if not 1 <= max_steps <= _NEVER // FRAME_SKIP:
         raise UsageError(
-            "bad-option",
-            f"--max-episode-steps must be from 1 to {_NEVER // FRAME_SKIP}, not {max_steps}.",
+            f"--max-episode-steps must be from 1 to {_NEVER // FRAME_SKIP}, not {max_steps}."
         )
     return Protocol(
         name=name,

@@ -61,8 +61,7 @@ class _Number:
             what = "a whole number" if self.whole else "a number"
             most = "" if self.most == math.inf else f" to {self.most:g}"
             raise UsageError(
-                "bad-option",
-                f"--variant {part}: give {what} from {self.least:g}{most}, not {text!r}.",
+                f"--variant {part}: give {what} from {self.least:g}{most}, not {text!r}."
             )
         return number
 
@@ -149,12 +148,10 @@ def parse_variant(spec: str, game: str) -> Variant:
     names = Counter(part.partition("=")[0] for part in parts)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
-        raise UsageError("bad-option", f"--variant {spec}: give {', '.join(twice)} once.")
+        raise UsageError(f"--variant {spec}: give {', '.join(twice)} once.")
     for one, other in itertools.combinations(memory, 2):
         if one.addresses & other.addresses:
-            raise UsageError(
-                "bad-option", f"--variant {spec}: two changes write the same memory. Choose one."
-            )
+            raise UsageError(f"--variant {spec}: two changes write the same memory. Choose one.")
     _check_switches(numbers, game)
     return Variant("+".join(parts), **numbers, memory=tuple(memory), looks=tuple(frame_looks))
 
@@ -167,8 +164,7 @@ def _memory_change(part: str, game: str) -> MemoryChange:
         own = [f"ram:{name}" for name, other in CHANGES.items() if other.game == game]
         has = f"{game} has {', '.join(own)}" if own else f"{game} has none"
         raise UsageError(
-            "bad-option",
-            f"--variant {part} changes {change.game}, and the run plays {game}; {has}.",
+            f"--variant {part} changes {change.game}, and the run plays {game}; {has}."
         )
     return change
 
@@ -178,21 +174,20 @@ def _check_switches(numbers: dict[str, Any], game: str) -> None:
     for name, has in (("mode", modes), ("difficulty", difficulties)):
         if name in numbers and numbers[name] not in has:
             raise UsageError(
-                "bad-option",
-                f"--variant {name}={numbers[name]}: {game} has {name} {', '.join(map(str, has))}.",
+                f"--variant {name}={numbers[name]}: {game} has {name} {', '.join(map(str, has))}."
             )
 
 
 def _unknown(part: str) -> NoReturn:
     name, equals, _ = part.partition("=")
     if name in _COLOURS and equals:
-        raise UsageError("bad-option", f"--variant {part}: {name} takes no number.")
+        raise UsageError(f"--variant {part}: {name} takes no number.")
     if part in _SWITCHES or part in _GRADED:
-        raise UsageError("bad-option", f"--variant {part} takes a number: {part}=NUMBER.")
+        raise UsageError(f"--variant {part} takes a number: {part}=NUMBER.")
     known = [*_SWITCHES, *_GRADED, *_COLOURS, *(f"ram:{change}" for change in CHANGES)]
     # Also match the name without its prefix, such as invert for look:invert.
     alone = {full.rpartition(":")[2]: full for full in reversed(known)}
     close = difflib.get_close_matches(name.lower(), {*known, *alone}, 3, 0.6)
     near = list(dict.fromkeys(alone.get(one, one) for one in close))
     hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(known)}."
-    raise UsageError("bad-option", f"--variant {part!r} is unknown. {hint}")
+    raise UsageError(f"--variant {part!r} is unknown. {hint}")

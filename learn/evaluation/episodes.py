@@ -113,7 +113,7 @@ def play(
         UsageError: If there are no games, or no environments.
     """
     if settings.episodes < 1 or settings.num_envs < 1:
-        raise UsageError("bad-option", "--episodes and --num-envs must be at least 1.")
+        raise UsageError("--episodes and --num-envs must be at least 1.")
     count = min(settings.num_envs, settings.episodes)
     shares = np.array(games.group_sizes(settings.episodes, count))
     make_env = variant.make_env if variant else games.make_env

@@ -60,9 +60,8 @@ class Single(Uniform):
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         if len(inputs.models) != 1:
             raise UsageError(
-                "bad-option",
                 f"--fusion single takes one model, and there are {len(inputs.models)}. Name it "
-                "with --models, and train once for each to find the best.",
+                "with --models, and train once for each to find the best."
             )
         super().__init__(inputs, config)
 

@@ -114,10 +114,9 @@ class CNN(Joined):
         for width, shape in zip(self.widths, inputs.models, strict=True):
             if width % side**2:
                 raise UsageError(
-                    "bad-option",
                     f"--fusion cnn folds a vector into maps of {side} x {side}, and "
                     f"{' x '.join(map(str, shape))} = {width} numbers are no multiple of "
-                    f"{side**2}. Choose --fusion mix or wsa, or leave that model out.",
+                    f"{side**2}. Choose --fusion mix or wsa, or leave that model out."
                 )
         channels = sum(self.widths) // side**2
         parts: list[nn.Module] = []
@@ -220,8 +219,7 @@ def common_side(shapes: Sequence[Shape], name: str) -> int:
     sides = [side_of(shape) for shape in shapes if len(shape) == 4]
     if not sides:
         raise UsageError(
-            "bad-option",
             f"--fusion {name} convolves maps, and every model gives a vector. Encode one with "
-            "--output grid:7 or map, or choose --fusion lin or wsa.",
+            "--output grid:7 or map, or choose --fusion lin or wsa."
         )
     return min(sides)

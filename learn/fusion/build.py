@@ -63,10 +63,7 @@ def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
     if user_code.is_name(config.name) and torch.get_default_device().type != "meta":
         _try(fusion, config.name, inputs)
     if inputs.context is not None and not fusion.conditioned:
-        raise UsageError(
-            "bad-option",
-            f"--fusion {config.name} is conditioned on nothing: leave out --context.",
-        )
+        raise UsageError(f"--fusion {config.name} is conditioned on nothing: leave out --context.")
     if config.init == "orthogonal":
         initialise(fusion, sqrt(2))
     elif config.init == "small" and isinstance(fusion, Adapted):

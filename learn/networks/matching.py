@@ -41,15 +41,12 @@ def match_parameters(
     name, by = network.fusion.name, fusion_class(network.fusion.name).scaled_by
     if not by or (by == "hidden" and (linear_heads or not network.hidden)):
         raise UsageError(
-            "bad-option",
             f"--match-parameters: --fusion {name} has no width of its own to choose"
             + (", and linear heads have none either." if by else ".")
-            + " Leave it out, or choose another fusion.",
+            + " Leave it out, or choose another fusion."
         )
     if by != "hidden" and getattr(network.fusion, by) != getattr(FusionConfig(), by):
-        raise UsageError(
-            "bad-option", f"--match-parameters chooses {_FLAGS[by]}: leave one of the two out."
-        )
+        raise UsageError(f"--match-parameters chooses {_FLAGS[by]}: leave one of the two out.")
 
     def parameters(width: int) -> int:
         return count(widened(network, by, width))
@@ -60,9 +57,8 @@ def match_parameters(
     for limit, in_range in ((low, parameters(low) <= wanted), (high, parameters(high) >= wanted)):
         if not in_range:
             raise UsageError(
-                "bad-option",
                 f"--match-parameters {wanted:,}: with {_FLAGS[by]} {limit} --fusion {name} has "
-                f"{parameters(limit):,} here, which is the nearest that it can have.",
+                f"{parameters(limit):,} here, which is the nearest that it can have."
             )
     while high - low > 1:
         middle = (low + high) // 2

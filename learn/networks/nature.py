@@ -136,9 +136,7 @@ def scale_for(parameters: int, depth: int, head: int) -> float:
 
     low, high = 0.01, 1.0
     if count(low) > parameters:
-        raise UsageError(
-            "bad-option", f"--parameters must be at least {count(low):,}, not {parameters:,}."
-        )
+        raise UsageError(f"--parameters must be at least {count(low):,}, not {parameters:,}.")
     while count(high) <= parameters:
         low, high = high, 2 * high
     while high - low > 1e-4:

@@ -95,9 +95,8 @@ def choose(
         fitting = [m for m, end in zip(matching, ends, strict=True) if end <= share]
         if not fitting:
             raise UsageError(
-                "bad-option",
                 f"No segment of {game} fits into its share of the memory, "
-                f"{share * size / 1e9:.3f} GB. Raise --memory-gb, or name fewer games.",
+                f"{share * size / 1e9:.3f} GB. Raise --memory-gb, or name fewer games."
             )
         chosen += sorted(fitting, key=lambda m: m.segment)
     taken = sum(m.frames for m in chosen)

@@ -239,9 +239,9 @@ def variables(game: str) -> dict[str, int]:
     near = difflib.get_close_matches(game, VARIABLES, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise UsageError(
-        "unknown-game",
         f"The memory of {game} is not annotated{hint}; annotated games are "
         f"{', '.join(VARIABLES)}. Use --target reward or action, which every game has.",
+        kind="unknown-game",
     )
 
 

@@ -101,7 +101,5 @@ def horizons_of(words: Sequence[str]) -> tuple[int, ...]:
         UsageError: If a word is not a number of steps.
     """
     if not words or not all(word.isdecimal() and 1 <= int(word) <= 1000 for word in words):
-        raise UsageError(
-            "bad-option", f"--horizon {','.join(words)}: give numbers of steps from 1 to 1000."
-        )
+        raise UsageError(f"--horizon {','.join(words)}: give numbers of steps from 1 to 1000.")
     return tuple(dict.fromkeys(int(word) for word in words))

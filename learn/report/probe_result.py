@@ -50,8 +50,7 @@ def read_probe(path: Path, game: str) -> ProbeResult:
     """
     if not path.is_file():
         raise UsageError(
-            "bad-option",
-            f"--probe {path}: there is no such file. Make it: wsa probe --game {game} --json > FILE",
+            f"--probe {path}: there is no such file. Make it: wsa probe --game {game} --json > FILE"
         )
     try:
         if path.stat().st_size > LARGEST:
@@ -60,15 +59,13 @@ def read_probe(path: Path, game: str) -> ProbeResult:
         result = msgspec.convert(json.loads(path.read_bytes()), ProbeResult)
     except (ValueError, RecursionError) as error:  # msgspec raises ValueErrors too.
         raise UsageError(
-            "bad-option",
             f"--probe {path} is not what 'wsa probe --game {game} --json' prints ({error}). Give "
-            "such a file, or leave --probe out.",
+            "such a file, or leave --probe out."
         ) from None
     if result.game != game:
         raise UsageError(
-            "bad-option",
             f"--probe {path} is a probe of {result.game}, not of {game}. Give one of {game}, or "
-            "leave --probe out.",
+            "leave --probe out."
         )
     return result
 

@@ -27,7 +27,7 @@ def mask_of(
             model is left out, or the run's fusion needs all its models.
     """
     if without and only:
-        raise UsageError("bad-option", "Give --without or --only, not both.")
+        raise UsageError("Give --without or --only, not both.")
     if not (without or only):
         return None
     option = "--only" if only else "--without"
@@ -36,15 +36,13 @@ def mask_of(
     mask = tuple((key in named) == bool(only) for key in config.models)
     if not any(mask):
         raise UsageError(
-            "bad-option",
-            f"{option} leaves no model. Keep at least one of {', '.join(config.models)}.",
+            f"{option} leaves no model. Keep at least one of {', '.join(config.models)}."
         )
     left_out = {key for key, is_present in zip(config.models, mask, strict=True) if not is_present}
     if config.context in left_out:
         raise UsageError(
-            "bad-option",
             f"{option} leaves out {config.context}, which provides the context that the scorer was "
-            "trained on. Keep it.",
+            "trained on. Keep it."
         )
     return mask if left_out else None
 
@@ -68,7 +66,7 @@ def check_can_lose(config: RunConfig, option: str) -> None:
         )
     else:
         return
-    raise UsageError("bad-option", f"{option}: {why}.")
+    raise UsageError(f"{option}: {why}.")
 
 
 def can_lose(fusion: str) -> bool:
@@ -87,8 +85,7 @@ def named_model(models: Sequence[str], snapshot: Snapshot, name: str, option: st
         fitting = names.keys_named(models, stored_name(snapshot, name))
     if len(fitting) != 1:
         raise UsageError(
-            "bad-option",
             f"{option} {name}: the run's models are {', '.join(models)}. Name one of them; "
-            "use the key if an alias fits several.",
+            "use the key if an alias fits several."
         )
     return fitting[0]

@@ -52,9 +52,8 @@ def _read_log(run: TrainedRun) -> Log:
     fusion = run.config.network.fusion.name
     if fusion == PIXELS or not fusion_class(fusion).weighs:
         raise UsageError(
-            "bad-option",
             f"{run.folder}: --fusion {fusion} gives its models no weights. Use a run with one of: "
-            f"{', '.join(weighing())}.",
+            f"{', '.join(weighing())}."
         )
     return read_log(run.folder)
 

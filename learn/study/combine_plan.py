@@ -115,9 +115,8 @@ def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
     bench = bench_options(o)
     if len(dict.fromkeys(o.models)) < 2:
         raise UsageError(
-            "bad-option",
             "wsa study combine: name at least two models to combine, for example "
-            "--models palette,objects.",
+            "--models palette,objects."
         )
     grid.check(bench)
     settings = grid.shared_settings(bench, snapshot)

@@ -87,9 +87,7 @@ def runs_of(o: RunsOptions) -> list[TrainedRun]:
     """
     check_ranges(o)
     if not o.runs:
-        raise UsageError(
-            "bad-option", f"wsa study {o.kind}: name the folders of one or more trained runs."
-        )
+        raise UsageError(f"wsa study {o.kind}: name the folders of one or more trained runs.")
     folders = [Path(run) for run in dict.fromkeys(o.runs)]
     return [TrainedRun(folder, read_config(folder)) for folder in folders]
 

@@ -85,9 +85,8 @@ def read_log(folder: Path) -> Log:
         ) from None
     if len(log.models) < 2 or not weights.any(axis=0).all():
         raise UsageError(
-            "bad-option",
             f"{path} comes from an evaluation with only some of the run's models, or the run has only "
-            f"one. Evaluate the run with all its models: wsa eval {folder} --again",
+            f"one. Evaluate the run with all its models: wsa eval {folder} --again"
         )
     return log
 

@@ -369,14 +369,12 @@ def parse(url: str) -> Place:
     scheme, _, rest = url.partition(":")
     if any(mark in rest for mark in "@?#:"):
         raise UsageError(
-            "bad-option",
             f"This {scheme} URL holds a user, a password or a query, and a store's URL is "
             f"written down with every run. Give {scheme}://BUCKET/FOLDER alone, and credentials "
-            f"in the environment: {CREDENTIALS[scheme]}.",
+            f"in the environment: {CREDENTIALS[scheme]}."
         )
     raise UsageError(
-        "bad-option",
-        f"{url}: write it like {scheme}://bucket/folder, with letters, digits and - _ . = + only.",
+        f"{url}: write it like {scheme}://bucket/folder, with letters, digits and - _ . = + only."
     )
 
 
@@ -392,7 +390,7 @@ def patience() -> float:
             return seconds
     except ValueError:
         pass
-    raise UsageError("bad-option", f"WSA_RETRY_S must be a number of seconds, not {given}.")
+    raise UsageError(f"WSA_RETRY_S must be a number of seconds, not {given}.")
 
 
 def environment() -> tuple[tuple[str, str], ...]:
@@ -480,8 +478,7 @@ def _check_endpoint(setting: str, url: str) -> None:
         valid = False
     if not valid:
         raise UsageError(
-            "bad-option",
-            f"{setting} {url!r} is no address of a server. Write it like http://minio.lab:9000.",
+            f"{setting} {url!r} is no address of a server. Write it like http://minio.lab:9000."
         )
 
 

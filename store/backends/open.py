@@ -26,17 +26,14 @@ def open_backend(url: str) -> Backend:
         return LocalBackend(rest)  # pyright: ignore[reportReturnType]
     if not url:
         raise UsageError(
-            "bad-option",
             "No store is named, and you have no home folder here that could hold one. Name one "
-            "with --store, such as /lab/wsa, or set WSA_STORE.",
+            "with --store, such as /lab/wsa, or set WSA_STORE."
         )
     if scheme == "file":
         raise UsageError(
-            "bad-option",
-            f"--store {url!r} names no folder. Write it like /lab/wsa or file:///lab/wsa.",
+            f"--store {url!r} names no folder. Write it like /lab/wsa or file:///lab/wsa."
         )
     raise UsageError(
-        "bad-option",
         f"Stores are kept in folders and in buckets, not on {scheme}://. Give a folder, "
-        "such as /lab/wsa, or a bucket, such as s3://bucket/wsa, gs://bucket/wsa or az://container/wsa.",
+        "such as /lab/wsa, or a bucket, such as s3://bucket/wsa, gs://bucket/wsa or az://container/wsa."
     )

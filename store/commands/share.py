@@ -37,9 +37,7 @@ def merge(o: MergeOptions) -> int:
 def _share(verb: str, o: ShareOptions, source_url: str, target_url: str) -> int:
     ours, theirs = open_backend(o.store).url, open_backend(o.url).url
     if ours == theirs:
-        raise UsageError(
-            "bad-option", f"{theirs} is the store itself. Name another one, or another --store."
-        )
+        raise UsageError(f"{theirs} is the store itself. Name another one, or another --store.")
     terminal.say(f"store {ours}")
     terminal.say(f"{'to' if verb == 'push' else 'from'} {theirs}")
     try:

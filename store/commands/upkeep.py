@@ -74,9 +74,7 @@ def sample_share(text: str) -> float:
     number = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(%?)", text.strip())
     share = float(number[1]) / (100 if number[2] else 1) if number else 0.0
     if not 0 < share <= 1:
-        raise UsageError(
-            "bad-option", f"--sample {text}: write a share of the objects, like 1% or 0.01."
-        )
+        raise UsageError(f"--sample {text}: write a share of the objects, like 1% or 0.01.")
     return share
 
 
@@ -85,7 +83,7 @@ def sweep(o: SweepOptions) -> int:
     from wsa.store.maintenance.sweep import sweep as clean
 
     if not 1 <= o.grace_hours < math.inf:  # An active writer needs time to commit.
-        raise UsageError("bad-option", f"--grace-hours must be 1 or more, not {o.grace_hours}.")
+        raise UsageError(f"--grace-hours must be 1 or more, not {o.grace_hours}.")
     backend = open_store(o.store)
     terminal.say(f"store {backend.url}")
     report = clean(backend, 3600 * o.grace_hours, dry_run=not o.yes)

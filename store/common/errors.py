@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 Kind = Literal[
@@ -67,15 +68,34 @@ class WsaError(Exception):
         super().__init__(_CONTROL.sub("?", message))
         self.kind: Kind = kind
 
-    def __reduce__(self) -> tuple[type[WsaError], tuple[str, str]]:
+    def reworded(self, message: str) -> WsaError:
+        """Return an error of the same class and kind with another message, without a traceback."""
+        return _make(type(self), self.kind, message)
+
+    def __reduce__(self) -> tuple[Callable[..., WsaError], tuple[object, ...]]:
         """Keep the kind when the error travels between processes."""
-        return type(self), (self.kind, str(self))
+        return _make, (type(self), self.kind, str(self))
+
+
+def _make(error: type[WsaError], kind: Kind, message: str) -> WsaError:
+    """Create an error of any class; the constructors of the classes differ."""
+    made = error.__new__(error)
+    WsaError.__init__(made, kind, message)
+    return made
 
 
 class UsageError(WsaError, ValueError):
-    """The command asks for something impossible."""
+    """The command asks for something impossible.
+
+    Args:
+        message: What was found and where, ending with what to do about it.
+        kind: A stable code for this failure.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, *, kind: Kind = "bad-option") -> None:
+        super().__init__(kind, message)
 
 
 class MissingError(WsaError, LookupError):

@@ -38,7 +38,7 @@ def fill(options: O, given: Mapping[str, Any], function: str, hidden: Collection
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"Did you mean {near[0]}?" if near else f"It has {', '.join(sorted(known))}."
-            raise UsageError("bad-option", f"{function}() has no option {name!r}. {hint}")
+            raise UsageError(f"{function}() has no option {name!r}. {hint}")
     return _filled(options, given, function)
 
 
@@ -48,7 +48,7 @@ def _parsed(parse: Callable[[list[str]], Any], word: str, where: str) -> Any:
     except UsageError:
         raise
     except ValueError as error:
-        raise UsageError("bad-option", f"{where}: {error}.") from None
+        raise UsageError(f"{where}: {error}.") from None
 
 
 def as_flags(given: Mapping[str, Any]) -> list[str]:
@@ -138,7 +138,7 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     except msgspec.ValidationError as error:
         choices = typing.get_args(bare) if typing.get_origin(bare) is typing.Literal else ()
         why = f"choose from {', '.join(map(str, choices))}" if choices else error
-        raise UsageError("bad-option", f"{where} cannot be {value!r}: {why}.") from None
+        raise UsageError(f"{where} cannot be {value!r}: {why}.") from None
 
 
 def _without_annotations(hint: Any) -> Any:

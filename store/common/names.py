@@ -39,7 +39,7 @@ CLAIMS = "claims"
 
 def _checked(name: str, pattern: re.Pattern[str], why: str) -> str:
     if not pattern.fullmatch(name):
-        raise UsageError("bad-name", f"{name!r} {why}")
+        raise UsageError(f"{name!r} {why}", kind="bad-name")
     return name
 
 

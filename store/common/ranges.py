@@ -73,7 +73,7 @@ def check_ranges(options: Any, flags: Mapping[str, str] | None = None) -> None:
             for number in numbers:
                 if number is not None and not limit.holds(number):
                     option = (flags or {}).get(name, name.replace("_", "-"))
-                    raise UsageError("bad-option", f"--{option} must be {limit}, not {number}.")
+                    raise UsageError(f"--{option} must be {limit}, not {number}.")
 
 
 def _ranges(hint: Any) -> Iterator[Range]:

@@ -199,9 +199,8 @@ def _create(
     padded_rows = -(-rows // chunk_rows) * chunk_rows
     if padded_rows * array[:1].nbytes > MAX_ARRAY_BYTES or padded_rows // chunk_rows > MAX_CHUNKS:
         raise UsageError(
-            "bad-option",
             f"{name or 'An embedding'} of shape {array.shape} takes more than {MAX_ARRAY_BYTES} "
-            "bytes. Collect shorter segments: lower --segment-steps.",
+            "bytes. Collect shorter segments: lower --segment-steps."
         )
     rows_last = (*range(1, array.ndim), 0)
     codec = (

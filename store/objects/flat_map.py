@@ -226,7 +226,7 @@ def materialise(
         StorageError: If there is no space for the copy.
     """
     if not models:
-        raise UsageError("bad-option", "Name at least one model with --models.")
+        raise UsageError("Name at least one model with --models.")
     segments = snapshot.segments_of(game)
     _require_encoded(snapshot, game, models, segments)
     windows, shapes, dtype = shapes_of(snapshot, game, models)

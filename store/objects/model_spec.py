@@ -77,9 +77,8 @@ def parse_output(text: str) -> Output:
     match = _OUTPUT.fullmatch(text)
     if match is None or (match[5] and match[3] == "rp"):
         raise UsageError(
-            "bad-option",
             f"--output {text!r} is not an output; write pooled, cls, grid:7, or map. To reduce "
-            "it, append +pca:512, +pca:512@Pong, or +rp:512, with at most 99999 numbers.",
+            "it, append +pca:512, +pca:512@Pong, or +rp:512, with at most 99999 numbers."
         )
     game = names.game(match[5]) if match[5] else ""
     kind: Any = match[1] or "grid"

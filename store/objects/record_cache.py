@@ -31,15 +31,14 @@ def cache_folder() -> Path:
     """
     if named := os.environ.get("WSA_CACHE"):
         if "://" in named:
-            raise UsageError("bad-option", f"WSA_CACHE={named} is a URL; give a local folder.")
+            raise UsageError(f"WSA_CACHE={named} is a URL; give a local folder.")
         return Path(named)
     try:
         return platformdirs.user_cache_path("wsa")
     except RuntimeError:
         raise UsageError(
-            "bad-option",
             "You have no home folder here that could hold wsa's cache. Set WSA_CACHE to a folder that "
-            "you can write to.",
+            "you can write to."
         ) from None
 
 

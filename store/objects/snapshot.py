@@ -352,7 +352,7 @@ def read_each(backend: Backend) -> Iterator[tuple[str, Commit | WsaError | None]
         try:
             return read_record(backend, path)
         except (DamagedError, StorageError) as error:
-            return type(error)(error.kind, str(error))  # Without a traceback that keeps the bytes.
+            return error.reworded(str(error))  # Without a traceback that keeps the bytes.
 
     paths = [entry.path for entry in list_records(backend)]
     # In blocks, so that a million records are not in memory at once.

@@ -411,7 +411,7 @@ def test_a_machine_plays_the_games_of_the_random_policy_once(tmp_path, monkeypat
 
 def test_random_games_are_played_without_a_folder_for_a_cache(monkeypatch):
     def none():
-        raise UsageError("bad-option", "You have no home folder here.")
+        raise UsageError("You have no home folder here.")
 
     monkeypatch.setattr(random_games, "cache_folder", none)
     games = RandomGames("Breakout", stated("Breakout", 30), games_of(1, 5, 1))

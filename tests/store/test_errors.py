@@ -25,7 +25,7 @@ def test_each_class_has_an_exit_code_and_a_builtin_base_and_can_be_pickled():
         assert issubclass(error, BUILTINS.get(error, Exception))
         for kind in get_args(Kind):
             message = f"{kind}: something at /x/ü.\nDo that."
-            raised = error(kind, message)
+            raised = error(kind=kind, message=message)
             for back in (pickle.loads(pickle.dumps(raised)), copy.copy(raised)):  # noqa: S301
                 assert type(back) is error
                 assert (back.kind, str(back), back.exit_code) == (kind, message, code)

@@ -74,7 +74,9 @@ def build(timm_name: str, source: str, seed: int = 0, where: str = "") -> PaperN
     """
     alias = timm_name.removeprefix(PREFIX)
     if alias not in NETWORKS:
-        raise UsageError("unknown-model", f"wsa has no encoder {alias!r} of its own. Update wsa.")
+        raise UsageError(
+            f"wsa has no encoder {alias!r} of its own. Update wsa.", kind="unknown-model"
+        )
     made = network(alias, seed, where)
     if source == "package":
         _load(made, alias, shipped(alias))

@@ -117,24 +117,21 @@ def _run_to_start_from(request: RunRequest) -> tuple[str, RunConfig | None]:
     if not start.init:
         if start.add or start.drop:
             raise UsageError(
-                "bad-option",
                 "--add and --drop change the models of a trained run: name the run with --init. To "
-                "choose a new run's models, use --models.",
+                "choose a new run's models, use --models."
             )
         return "", None
     if request.method.match_parameters:
         raise UsageError(
-            "bad-option",
             f"--match-parameters: the network comes from --init {start.init}, so its width is fixed. "
-            "Leave it out.",
+            "Leave it out."
         )
     init = str(checkpoint.latest(Path(start.init).absolute() / "checkpoints"))
     before = read_config(Path(start.init))
     if bool(before.models) == (request.fusion == PIXELS):
         raise UsageError(
-            "bad-option",
             f"--init {start.init}: one of the two networks sees pixels, the other embeddings. "
-            "Start from another run, or from scratch.",
+            "Start from another run, or from scratch."
         )
     return init, before
 
@@ -175,9 +172,8 @@ def _parameters_of(request: RunRequest, play: PlayOptions, before: RunConfig | N
 
 def _other_network(request: RunRequest, asked: str, own: str) -> UsageError:
     return UsageError(
-        "bad-option",
         f"{asked}: --init {request.start.init} starts from a network with {own}, and keeps it. Leave "
-        "out what differs, or start a new run without --init.",
+        "out what differs, or start a new run without --init."
     )
 
 
@@ -195,9 +191,8 @@ def begin_from(
     models = change_models(before.models, added, dropped, before.network.fusion.name)
     if request.models and keys_of(request.models) != models:
         raise UsageError(
-            "bad-option",
             f"--models differ from those of {start.init}: {', '.join(before.models)}. Leave out "
-            "--models, and use --add and --drop for changes.",
+            "--models, and use --add and --drop for changes."
         )
     if request.method.context not in ("", MEAN_CONTEXT):
         known_names = {before.context}
@@ -208,14 +203,12 @@ def begin_from(
             and keys_of([request.method.context])[0] not in known_names
         ):
             raise UsageError(
-                "bad-option",
                 f"--context {request.method.context}: the context of {start.init} is {before.context}, "
-                "and its scorer was trained on that. Leave out --context.",
+                "and its scorer was trained on that. Leave out --context."
             )
     if before.context in before.models and before.context not in models:
         raise UsageError(
-            "bad-option",
             f"--drop: {before.context} provides the context that the scorer was trained on. Drop "
-            "another model, or start a new run.",
+            "another model, or start a new run."
         )
     return models, before.context

@@ -97,16 +97,14 @@ def _segments_and_protocol(
         return tuple(meta.segment for meta in segments), protocols.pop()
     if len({p.name for p in protocols}) == 1:
         raise UsageError(
-            "bad-option",
             f"{game} was played under {len(protocols)} different protocols, all named "
             f"{protocols.pop().name}; 'wsa show {game}' shows how they differ. Their data and scores "
-            "must not be mixed: collect each into its own store.",
+            "must not be mixed: collect each into its own store."
         )
     played = ", ".join(sorted({m.protocol.name for m in snapshot.segments(game)}))
     raise UsageError(
-        "bad-option",
         f"{game} was played under these protocols: {played}. Their data and scores must not be "
-        "mixed: choose one with --protocol.",
+        "mixed: choose one with --protocol."
     )
 
 
@@ -140,8 +138,7 @@ def make_online(
     if match and network.fusion.name == PIXELS:
         if parameters:
             raise UsageError(
-                "bad-option",
-                "Give --match-parameters or --parameters, not both: with --fusion nature they mean the same.",
+                "Give --match-parameters or --parameters, not both: with --fusion nature they mean the same."
             )
         parameters, match = match, 0
     config = OnlineRun(
@@ -163,17 +160,16 @@ def make_online(
     if config.end_to_end:
         if config.inputs or config.mixes_stored:
             raise UsageError(
-                "bad-option",
                 "--fusion nature learns from pixels: leave out --models, --context and "
-                "--offline-fraction.",
+                "--offline-fraction."
             )
         metas = []
     else:
         if parameters:
-            raise UsageError("bad-option", "--parameters is for --fusion nature.")
+            raise UsageError("--parameters is for --fusion nature.")
         check_weight_losses(hyperparameters, network.fusion.name)
         if not models:
-            raise UsageError("bad-option", "Name at least one model with --models.")
+            raise UsageError("Name at least one model with --models.")
         metas = snapshot.segments_encoded_by(game, config.inputs)
         if config.mixes_stored:
             metas = _mixable_segments(snapshot, config, metas)
@@ -222,9 +218,8 @@ def _mixable_segments(
     else:
         remedy = f"Collect and encode some: wsa collect --game {game}"
     raise UsageError(
-        "bad-option",
         f"--offline-fraction: the store has no data of {game} under {atari.describe(config.protocol)} "
-        f"that all models have encoded. {remedy}; or leave out --offline-fraction.",
+        f"that all models have encoded. {remedy}; or leave out --offline-fraction."
     )
 
 

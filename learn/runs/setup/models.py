@@ -93,18 +93,16 @@ class OnlineModels:
         ]
         if len(fitting) > 1:
             raise UsageError(
-                "bad-option",
                 f"{name} may be any of {', '.join(fitting)}; give the whole key. 'wsa models' shows "
-                "how they differ.",
+                "how they differ."
             )
         return fitting[0] if fitting else self._add(snapshot, name)
 
     def _add(self, snapshot: Snapshot, name: str) -> str:
         if self._dry_run:
             raise NotInStoreError(
-                "bad-option",
                 f"--dry-run: the store has no model {name} yet. Leave out --dry-run, or run "
-                f"'wsa encode --models {name}' first.",
+                f"'wsa encode --models {name}' first."
             )
         from wsa.encode.registration.register import register
 
@@ -116,8 +114,7 @@ class OnlineModels:
         requests = for_games([parse_request(name, self._weights, self._output)], [self._game])
         if not requests:
             raise UsageError(
-                "bad-option",
-                f"--output {self._output} is for another game, not {self._game}. Leave out --output.",
+                f"--output {self._output} is for another game, not {self._game}. Leave out --output."
             )
         return requests[0]
 
@@ -129,9 +126,8 @@ def context_key(context: str, models: Sequence[str], keys_of: KeysOf) -> str:
     fitting = names.keys_named(models, context)
     if len(fitting) > 1:
         raise UsageError(
-            "bad-option",
             f"--context {context} may be any of {', '.join(fitting)}; give the whole key. "
-            "'wsa models' shows how they differ.",
+            "'wsa models' shows how they differ."
         )
     return fitting[0] if fitting else keys_of([context])[0]
 

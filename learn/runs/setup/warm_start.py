@@ -36,21 +36,16 @@ def change_models(
     if (add or drop) and not fusion_class(fusion).per_model:
         able = ", ".join(name for name in FUSIONS if fusion_class(name).per_model)
         raise UsageError(
-            "bad-option",
             f"--add and --drop: with --fusion {fusion}, the length of the state vector depends on the "
-            f"models, so a trained head cannot continue with other models. Use one of {able}.",
+            f"models, so a trained head cannot continue with other models. Use one of {able}."
         )
     remaining = [key for key in models if key not in drop]
     for key in add:
         if key in remaining:
-            raise UsageError(
-                "bad-option", f"--add {key}: the run already has this model. Leave it out."
-            )
+            raise UsageError(f"--add {key}: the run already has this model. Leave it out.")
         remaining.append(key)
     if not remaining:
-        raise UsageError(
-            "bad-option", "--drop leaves no model. Keep at least one, or --add another."
-        )
+        raise UsageError("--drop leaves no model. Keep at least one, or --add another.")
     return remaining
 
 
@@ -66,9 +61,8 @@ def warm_start(config: RunConfig, network: Any) -> None:
     before = read_config(folder)
     if bool(config.inputs) != bool(before.inputs):
         raise UsageError(
-            "bad-option",
             f"--init {folder}: one of the two networks sees pixels, the other embeddings. Start "
-            "from another run, or from scratch.",
+            "from another run, or from scratch."
         )
     _check_sizes(config, before, folder)
     transfer(network, network.torso, config.inputs, path, before.inputs)
@@ -84,19 +78,17 @@ def _check_sizes(config: RunConfig, before: RunConfig, folder: Path) -> None:
         if key in config.inputs and config.decoders.get(key) != before.decoders.get(key):
             alias = names.key_alias(key)
             raise UsageError(
-                "bad-option",
                 f"--decode {alias}: the network of --init {folder} takes the code of {alias} as it is, so "
                 "its weights do not fit decoded masks. Leave out --decode, or start a new run without "
-                "--init.",
+                "--init."
             )
     here, there = (run.protocol for run in (config, before))
     if len(here.actions) != len(there.actions):
         raise UsageError(
-            "bad-option",
             f"--protocol {here.name}: {config.game} has {len(here.actions)} actions under it, and the "
             f"network of --init {folder} chooses among {len(there.actions)}, those of {before.game} "
             f"under {there.name}. Use a game and protocol with as many, or start a new run without "
-            "--init.",
+            "--init."
         )
 
 
@@ -130,10 +122,9 @@ def transfer(
             fresh.append(name)
         elif source.shape != tensor.shape:
             raise UsageError(
-                "bad-option",
                 f"--init {path.parent.parent}: {name} has shape {tuple(source.shape)} there and "
                 f"{tuple(tensor.shape)} here. Start from a run of the same game and protocol, with "
-                "the same algorithm and network.",
+                "the same algorithm and network."
             )
         else:
             tensor.copy_(source)

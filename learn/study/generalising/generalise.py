@@ -54,16 +54,15 @@ def generalise(o: GeneraliseOptions) -> int:
         o = dataclasses.replace(o, episodes=few[0], states=few[1])
     runs = runs_of(o)
     if not o.episodes:
-        raise UsageError("bad-option", "wsa study generalise: --episodes must be at least 1.")
+        raise UsageError("wsa study generalise: --episodes must be at least 1.")
     plans = [_plan(o, run) for run in runs]  # Check all runs before playing the first.
     missing_suites = _missing_suites(plans, _suites(o))
     for remark in missing_suites:
         terminal.say(remark)
     if not any(plan.suites for plan in plans):
         raise UsageError(
-            "bad-option",
             f"--suite {o.suite}: no run's game has variants in this suite. authors is for Breakout and "
-            "Pong; look, noise and sticky are for every game.",
+            "Pong; look, noise and sticky are for every game."
         )
     evaluation, folder = o.final_games.settings(o.episodes), Path(o.study_dir)
     games, shifts = Games(folder, evaluation), Shifts(folder, evaluation, o.states)

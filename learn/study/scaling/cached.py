@@ -79,9 +79,8 @@ def check(run: TrainedRun) -> None:
     models = len(run.config.models)
     if models > MOST_MODELS:
         raise UsageError(
-            "bad-option",
             f"{run.folder} has {models} models, which make {2**models:,} "
-            f"sets. At most {MOST_MODELS} models are supported. Use wsa eval --without for single sets.",
+            f"sets. At most {MOST_MODELS} models are supported. Use wsa eval --without for single sets."
         )
 
 

@@ -41,19 +41,15 @@ def during(o: DuringOptions) -> int:
     """`wsa study scale --during`; the exit code is that of the first failed run, or 0."""
     if len(dict.fromkeys(o.models)) < 2:
         raise UsageError(
-            "bad-option",
             "wsa study scale --during: name at least two models to add and drop, for example "
-            "--models palette,objects.",
+            "--models palette,objects."
         )
     if o.online:
-        raise UsageError(
-            "bad-option", "--during is for runs that learn from stored data. Leave out --online."
-        )
+        raise UsageError("--during is for runs that learn from stored data. Leave out --online.")
     if o.method.match_parameters:
         raise UsageError(
-            "bad-option",
             "--match-parameters: the number of parameters changes when models are added and dropped. "
-            "Leave it out.",
+            "Leave it out."
         )
     bench = bench_options(o, fusions=("wsa",), bench_dir=str(Path(o.study_dir) / "during"))
     grid.check(bench)

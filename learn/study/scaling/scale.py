@@ -39,7 +39,7 @@ def _cached(o: ScaleOptions, runs: list[TrainedRun]) -> int:
 
 def _played(o: ScaleOptions, runs: list[TrainedRun]) -> int:
     if not o.episodes:
-        raise UsageError("bad-option", "--episodes must be at least 1 with --after played.")
+        raise UsageError("--episodes must be at least 1 with --after played.")
     evaluation = o.final_games.settings(o.episodes)
     games = Games(Path(o.study_dir), evaluation)
     if o.dry_run:

@@ -337,7 +337,7 @@ def test_palette_is_of_the_game_that_is_played(store, tmp_path):
 
 def test_a_model_that_the_store_lacks_is_added_with_the_requested_engine(tmp_path, monkeypatch):
     def refuse(*arguments):
-        raise UsageError("bad-option", f"engine {arguments[-1]}")
+        raise UsageError(f"engine {arguments[-1]}")
 
     monkeypatch.setattr("wsa.encode.registration.register.register", refuse)
     with pytest.raises(UsageError, match="engine torch"):
