@@ -279,7 +279,7 @@ def train_online(store: Path, folder: Path, **changes: Any) -> tuple[OnlineRun, 
     """Begin a run of `plan_online` in a folder, and train it."""
     config = plan_online(store, folder, **changes)
     begin(folder, config)
-    return config, train_playing(folder, config, "cpu")
+    return config, train_playing(folder, config)
 
 
 ALIASES = ("test_resnet_r160_in1k", "test_vit_r160_in1k")

@@ -186,7 +186,7 @@ def captured_update(
 
     ppo.update_policy = kept
     try:
-        train.train_playing(folder, config, "cpu", encoders=encoders)
+        train.train_playing(folder, config, encoders=encoders)
     finally:
         ppo.update_policy = real
     return partial(real, *given), given[2]

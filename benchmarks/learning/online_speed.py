@@ -181,7 +181,7 @@ def online_run(folder: Path, name: str, **changes: Any) -> tuple[Any, int, int]:
 
     train.make_network = counted
     try:
-        return train.train_playing(where, config, "cpu"), states, len(config.models)
+        return train.train_playing(where, config), states, len(config.models)
     finally:
         train.make_network = real
 

@@ -20,6 +20,7 @@ from wsa.learn.runs.config import FILE, read_config
 from wsa.learn.runs.data import only
 from wsa.learn.runs.evaluate import OnStep, evaluate_run
 from wsa.learn.runs.folder import match_existing
+from wsa.learn.runs.machine import Machine
 from wsa.learn.runs.setup.configure import configure
 from wsa.learn.runs.setup.models import weights_of
 from wsa.learn.runs.train import launch
@@ -142,17 +143,16 @@ def _train(cell: Cell, on_line: OnLine) -> None:
         config = configure(without_live_options(request), snapshot, device)
         record = isinstance(request.data, PlayOptions) and request.data.record
         config = match_existing(config, folder, record)
-    launch(
-        folder,
-        config,
+    live = request.live
+    machine = Machine(
         device,
-        on_line,
-        weights=weights_of(request),
-        engine=request.live.engine,
-        threads=threads_for(request.live.threads or 1),
-        encoder=request.live.encoder if isinstance(request.live, OnlineLiveOptions) else "",
-        compiled=cell.compute.compile,
+        live.engine,
+        weights_of(request),
+        threads_for(live.threads or 1),
+        cell.compute.compile,
     )
+    encoder = live.encoder if isinstance(live, OnlineLiveOptions) else ""
+    launch(folder, config, machine, on_line, encoder=encoder)
 
 
 def _evaluate(cell: Cell, on_step: OnStep) -> None:

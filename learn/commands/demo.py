@@ -20,6 +20,7 @@ from wsa.learn.offline.trainer import Trained
 from wsa.learn.runs.config import OfflineRun
 from wsa.learn.runs.evaluate import Evaluation, evaluate_run, mean_return
 from wsa.learn.runs.folder import new_folder
+from wsa.learn.runs.machine import Machine
 from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.setup.models import by_default
 from wsa.learn.runs.train import launch
@@ -71,7 +72,7 @@ def demo(o: DemoOptions) -> int:
     )
     run_folder = new_folder(folder / "runs", config, "demo")
     with terminal.Progress("learn", "updates", o.updates) as progress:
-        trained: Any = launch(run_folder, config, "cpu", lambda step, _: progress.update(step))
+        trained: Any = launch(run_folder, config, Machine(), lambda step, _: progress.update(step))
 
     terminal.say(f"4/4 play {o.episodes} full games with live embeddings")
     with terminal.Progress("eval", "steps") as progress:

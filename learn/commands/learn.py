@@ -41,6 +41,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.learn.runs import report
     from wsa.learn.runs.dry_run import estimate
     from wsa.learn.runs.folder import find_run
+    from wsa.learn.runs.machine import Machine
     from wsa.learn.runs.setup.models import weights_of
     from wsa.learn.runs.track import tracked
     from wsa.learn.runs.train import launch
@@ -73,17 +74,9 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
             newest.update(line)
             shown.update(step)
 
-        trained = launch(
-            folder,
-            config,
-            device,
-            on_line,
-            weights=weights_of(o),
-            engine=o.live.engine,
-            threads=threads,
-            encoder=o.live.encoder if isinstance(o.live, OnlineLiveOptions) else "",
-            compiled=o.compute.compile,
-        )
+        machine = Machine(device, o.live.engine, weights_of(o), threads, o.compute.compile)
+        encoder = o.live.encoder if isinstance(o.live, OnlineLiveOptions) else ""
+        trained = launch(folder, config, machine, on_line, encoder=encoder)
     _log.info(f"report {report.write(folder)}")
     _log.info(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
     counted = count_parameters(trained.network).named()

@@ -25,6 +25,7 @@ from wsa.learn.online.session import Played, Session
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.folder import begin
+from wsa.learn.runs.machine import Machine
 from wsa.learn.runs.network import make_network
 from wsa.learn.runs.setup.warm_start import warm_start
 from wsa.learn.runs.track import write_hparams
@@ -39,19 +40,15 @@ _log = logging.getLogger(__name__)
 def launch(
     folder: Path,
     config: OfflineRun | OnlineRun,
-    device: str,
+    machine: Machine,
     on_line: OnLine = lambda step, line: None,
     *,
-    weights: dict[str, str] | None = None,
-    engine: str = "auto",
     encoder: str = "",
-    threads: int | None = None,
-    compiled: bool = False,
 ) -> Trained | Played:
     """Start a run if it has not started, and train it.
 
     Args:
-        folder, config, device, on_line, weights, engine, threads, compiled: See `train_stored`.
+        folder, config, machine, on_line: See `train_stored`.
         encoder: Address of a Dask scheduler whose workers run the models of an online run. If it
             cannot be reached, no run is started.
 
@@ -59,46 +56,34 @@ def launch(
         ConflictError: If another run is in the folder.
         WsaError: See `train_stored`.
     """
-    options: dict[str, Any] = {
-        "weights": weights, "engine": engine, "threads": threads, "compiled": compiled,
-    }  # fmt: skip
     if isinstance(config, OfflineRun):
         begin(folder, config)
-        return train_stored(folder, config, device, on_line, **options)
+        return train_stored(folder, config, machine, on_line)
     with contextlib.ExitStack() as stack:
         encoders: Sequence[Any] = ()
         if encoder and config.inputs:
             from wsa.encode.live.remote import remote_encoders  # Imported here: it imports Dask.
 
             encoders = stack.enter_context(
-                remote_encoders(encoder, config.store, config.inputs, engine)
+                remote_encoders(encoder, config.store, config.inputs, machine.engine)
             )
         begin(folder, config)
-        return train_playing(folder, config, device, on_line, encoders=encoders, **options)
+        return train_playing(folder, config, machine, on_line, encoders=encoders)
 
 
 def train_stored(
     folder: Path,
     config: OfflineRun,
-    device: str,
+    machine: Machine = Machine(),
     on_line: OnLine = lambda step, line: None,
-    *,
-    weights: dict[str, str] | None = None,
-    engine: str = "auto",
-    threads: int | None = None,
-    compiled: bool = False,
 ) -> Trained:
     """Train an offline run.
 
     Args:
         folder: The run's folder, started by `wsa.learn.runs.folder.begin`.
         config: The run.
-        device: Device for training, and for the models that play evaluation games.
+        machine: Where and how it trains, and its models play evaluation games.
         on_line: Called with every line of metrics.
-        weights: Paths of weights files by alias, if this machine keeps them elsewhere.
-        engine: Inference engine; `auto` uses the one that filled the store.
-        threads: Number of threads that embed in parallel. By default, as many as torch uses.
-        compiled: Whether networks go through torch.compile.
 
     Raises:
         ConflictError: If another process is training it, or a model's embeddings differ here.
@@ -112,12 +97,8 @@ def train_stored(
         _log.warning(rewards.warning(config.game, len(flat.steps)))
 
     def embedder() -> Any:
-        from wsa.encode.registration.register import open_models  # Imported here: it imports timm.
-
-        models = open_models(
-            snapshot, config.inputs, weights=weights, device=device, engine=engine, threads=threads
-        )
-        return make_embedder(config, flat, models, remember=REMEMBERED, threads=threads)
+        models = machine.open_models(snapshot, config.inputs)
+        return make_embedder(config, flat, models, remember=REMEMBERED, threads=machine.threads)
 
     with locked(folder):
         write_hparams(folder, config)
@@ -129,10 +110,10 @@ def train_stored(
             len(config.protocol.actions),
             config.seed,
             folder,
-            device,
+            machine.device,
             warm_start=lambda network: warm_start(config, network) if config.init else None,
-            compiled=compiled,
-            evaluation=PeriodicEvaluation(config, embedder, compiled=compiled),
+            compiled=machine.compiled,
+            evaluation=PeriodicEvaluation(config, embedder, compiled=machine.compiled),
             on_line=on_line,
         )
 
@@ -140,34 +121,25 @@ def train_stored(
 def train_playing(
     folder: Path,
     config: OnlineRun,
-    device: str,
+    machine: Machine = Machine(),
     on_line: OnLine = lambda step, line: None,
     *,
-    weights: dict[str, str] | None = None,
-    engine: str = "auto",
     encoders: Sequence[Any] = (),
-    threads: int | None = None,
-    compiled: bool = False,
 ) -> Played:
     """Train an online run.
 
     Args:
-        folder, config, device, on_line, weights, engine, threads, compiled: See `train_stored`.
+        folder, config, machine, on_line: See `train_stored`.
         encoders: One for each of `config.inputs`, if the models do not run in this process.
 
     Raises:
         WsaError: See `train_stored`.
     """
     snapshot, flat = open_data(config)
-    if not encoders:
-        from wsa.encode.registration.register import open_models
-
-        encoders = open_models(
-            snapshot, config.inputs, weights=weights, device=device, engine=engine, threads=threads
-        )
+    encoders = encoders or machine.open_models(snapshot, config.inputs)
     learner = config.hyperparameters
     # `Table` keeps every embedding, so the embedder remembers none.
-    embedder = make_embedder(config, flat, encoders, remember=0, threads=threads)
+    embedder = make_embedder(config, flat, encoders, remember=0, threads=machine.threads)
     # Seed only now: opening a model draws random numbers, and remote models are not opened here.
     torch.manual_seed(config.seed)
     network = make_network(config, config.model_windows, config.shapes)
@@ -199,7 +171,7 @@ def train_playing(
             seed=config.seed,
             stored=flat,
             recording=recording,
-            compiled=compiled,
+            compiled=machine.compiled,
             evaluation=PeriodicEvaluation(
                 config,
                 lambda: make_embedder(
@@ -208,9 +180,9 @@ def train_playing(
                     encoders,
                     remember=REMEMBERED,
                     elsewhere=table.parts,
-                    threads=threads,
+                    threads=machine.threads,
                 ),
-                compiled=compiled,
+                compiled=machine.compiled,
             ),
         )
         if (first := learner.first_update(session.settled)) > config.last_step:
@@ -219,7 +191,7 @@ def train_playing(
                 f"step {first:,}. Give more --total-timesteps, or see --learning-starts (dqn)."
             )
         train = pkgutil.resolve_name(learner.LEARNER)
-        played: Played = train(learner, session, network, folder, device, on_line)
+        played: Played = train(learner, session, network, folder, machine.device, on_line)
         return played
 
 

@@ -111,7 +111,7 @@ def trained(breakout: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Pat
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     begin(folder, config)
-    train_stored(folder, config, "cpu")
+    train_stored(folder, config)
     torch.set_num_threads(threads)
     return folder
 

@@ -95,7 +95,7 @@ def run(snapshot, keys, tmp_path_factory):
         patch.setenv("WSA_CACHE", str(tmp_path_factory.getbasetemp() / "flat-cache"))
         config = a_run(snapshot, [keys["sr"], keys["code"]], decode=[keys["code"]])
         begin(folder, config)
-        train_stored(folder, config, "cpu")
+        train_stored(folder, config)
     return folder
 
 

@@ -37,6 +37,7 @@ from wsa.learn.runs.config import OfflineRun, read_config
 from wsa.learn.runs.data import find_store, open_data
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
+from wsa.learn.runs.machine import Machine
 from wsa.learn.runs.train import train_stored
 from wsa.learn.training import checkpoint
 from wsa.learn.training import metrics as training_metrics
@@ -76,12 +77,12 @@ def test_segments_added_later_do_not_change_a_run(breakout, trained, tmp_path):
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        train_stored(folder, config, "cpu", stop)
+        train_stored(folder, config, on_line=stop)
     longer = plan_offline(add_play(backend, breakout.models))
     assert longer.segments != config.segments
     resumed = read_config(folder)
     assert isinstance(resumed, OfflineRun)
-    assert train_stored(folder, resumed, "cpu").updates == 30
+    assert train_stored(folder, resumed).updates == 30
     assert read_checkpoint(folder) == read_checkpoint(trained)
     # A run on more data is another run.
     with pytest.raises(ConflictError, match="wsa learn --resume") as error:
@@ -95,13 +96,13 @@ def test_a_run_extended_by_updates_equals_the_longer_run(breakout, trained, tmp_
         long, hyperparameters=msgspec.structs.replace(long.hyperparameters, updates=30)
     )
     begin(tmp_path, short)
-    assert train_stored(tmp_path, short, "cpu").updates == 30
+    assert train_stored(tmp_path, short).updates == 30
     with caplog.at_level("INFO"):
         begin(tmp_path, long)
     message = "extended from 30 to 50 updates, as if it had started with as many."
     assert message in caplog.text
     assert read_config(tmp_path) == long
-    assert train_stored(tmp_path, long, "cpu").updates == 20
+    assert train_stored(tmp_path, long).updates == 20
     assert read_checkpoint(tmp_path) == read_checkpoint(trained)
     with pytest.raises(ConflictError, match="started with --updates 50, not 30"):
         begin(tmp_path, short)
@@ -125,10 +126,10 @@ def test_a_run_goes_on_at_other_frequencies_and_learns_the_same(breakout, traine
     first, then = at_frequencies(10, 20, 0), at_frequencies(15, 10, 25)
     begin(tmp_path, first)
     with pytest.raises(RuntimeError, match="stop"):
-        train_stored(tmp_path, first, "cpu", stop)
+        train_stored(tmp_path, first, on_line=stop)
     begin(tmp_path, then)
     assert read_config(tmp_path) == then
-    assert train_stored(tmp_path, then, "cpu").updates == 30
+    assert train_stored(tmp_path, then).updates == 30
     logged = [line["step"] for line in read_metrics(tmp_path) if "losses/td_loss" in line]
     assert logged == [10, 20, 30, 45, 50]
     played = [
@@ -159,7 +160,7 @@ def test_a_run_finds_its_store_where_it_was_moved(breakout, trained, tmp_path, m
     found = find_store(read_config(folder))
     assert isinstance(found, OfflineRun)
     begin(folder, found)
-    assert train_stored(folder, found, "cpu").updates == 0
+    assert train_stored(folder, found).updates == 0
     assert read_config(folder).store == str(moved)
     # A store that lacks the run's data is refused.
     open_store(str(tmp_path / "other"), create=True)
@@ -226,7 +227,7 @@ def test_one_process_trains_a_run(breakout, tmp_path):
     held.wait(60)
     try:
         with pytest.raises(ConflictError, match="Another process is training"):
-            train_stored(tmp_path, config, "cpu")
+            train_stored(tmp_path, config)
     finally:
         done.set()
         thread.join()
@@ -252,14 +253,14 @@ def test_games_during_training_do_not_change_it_and_are_played_once_when_interru
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         trained = tmp_path / "plain"
         begin(trained, plan_offline(breakout))
-        train_stored(trained, plan_offline(breakout), "cpu", compiled=True)
+        train_stored(trained, plan_offline(breakout), Machine(compiled=True))
         torch.compiler.reset()
     games = EvaluationConfig(eval_frequency=25, eval_episodes=1)
     config = plan_offline(breakout, evaluation=games)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     begin(whole, config)
     begin(stopped, config)
-    result = train_stored(whole, config, "cpu", compiled=compiled)
+    result = train_stored(whole, config, Machine(compiled=compiled))
     assert (result.updates, result.passes) == (50, 0)
     assert read_checkpoint(whole) == read_checkpoint(trained)
     lines = read_metrics(whole)
@@ -284,10 +285,10 @@ def test_games_during_training_do_not_change_it_and_are_played_once_when_interru
     monkeypatch.setattr(periodic, "play", interrupted)
     for updates in (25, 50):
         with pytest.raises(Terminated):
-            train_stored(stopped, config, "cpu", compiled=compiled)
+            train_stored(stopped, config, Machine(compiled=compiled))
         assert checkpoint.latest(stopped / "checkpoints").stem == f"{updates:09d}"
     for _ in range(2):
-        assert train_stored(stopped, config, "cpu").updates == 0
+        assert train_stored(stopped, config).updates == 0
     assert steps == stops[1] + MAX_STEPS
     passes = "eval/backbone_passes"  # They depend on what the process has seen.
     assert [{k: v for k, v in line.items() if k != passes} for line in read_metrics(stopped)] == [
@@ -313,13 +314,13 @@ def test_games_that_fail_do_not_stop_training_and_are_played_on_resume(
 
     with monkeypatch.context() as patch:
         patch.setattr(periodic, "play", play_with_a_broken_engine)
-        result = train_stored(tmp_path, config, "cpu")
+        result = train_stored(tmp_path, config)
         assert (result.updates, result.passes) == (50, 0)
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert sum(warning.startswith("no games were played after step") for warning in warnings) == 3
     assert any("RuntimeError: out of memory" in warning for warning in warnings)
     assert read_checkpoint(tmp_path) == read_checkpoint(trained)
-    assert train_stored(tmp_path, config, "cpu").updates == 0
+    assert train_stored(tmp_path, config).updates == 0
     assert training_metrics.has(tmp_path, 50, training_metrics.EVALUATION_RETURN)
     # The last games are those of `wsa eval`.
     last = read_metrics(tmp_path)[-1]
@@ -357,7 +358,7 @@ def test_backbones_stay_frozen_also_one_that_gives_the_context(breakout, tmp_pat
     assert len(config.models) == 1
     before = [digest(open_model(breakout, key)) for key in config.inputs]
     begin(tmp_path, config)
-    network = train_stored(tmp_path, config, "cpu").network
+    network = train_stored(tmp_path, config).network
     assert {id(p) for p in optimized} == {id(p) for p in network.parameters()}
     assert (
         evaluate_run(tmp_path, EvaluationRequest(episodes=1, num_envs=1)).episodes[0].steps

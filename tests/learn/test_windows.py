@@ -167,7 +167,7 @@ def test_a_run_learns_from_windows_and_plays_with_them(context, snapshot, tmp_pa
     rows = sum(m.rows for m in segments)
     assert estimate["cache_bytes"] == 2 * numbers + ROW.itemsize * rows
     begin(tmp_path, config)
-    trained = train_stored(tmp_path, config, "cpu")
+    trained = train_stored(tmp_path, config)
     assert trained.updates == 30 and trained.passes == 0
     assert [shape[0] for shape in trained.network.torso.inputs.shapes] == [1, DEPTH, 1]
     evaluation = evaluate_run(tmp_path, EvaluationRequest(episodes=1, num_envs=1))

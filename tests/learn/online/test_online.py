@@ -37,6 +37,7 @@ from wsa.learn.runs.config import OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
+from wsa.learn.runs.machine import Machine
 from wsa.learn.runs.network import make_network
 from wsa.learn.runs.setup import make_run as setup
 from wsa.learn.runs.setup.warm_start import warm_start
@@ -359,7 +360,7 @@ def test_a_run_does_not_depend_on_the_number_of_threads(store, tmp_path, two_gro
     for threads in (1, 2, 3):
         folder = tmp_path / str(threads)
         begin(folder, config)
-        played = train_playing(folder, config, "cpu", threads=threads)
+        played = train_playing(folder, config, Machine(threads=threads))
         weights.append(read_checkpoint(folder))
         assert read_metrics(folder) == read_metrics(tmp_path / "1")
         assert played.passes == read_metrics(folder)[-1]["cache/backbone_passes"] > 0
@@ -399,13 +400,13 @@ def test_the_same_command_resumes_after_the_store_has_grown(store, tmp_path):
     config, folder = plan_online(store, tmp_path / "run", **flags), tmp_path / "run"
     begin(folder, config)
     with killed_at_checkpoint(32):
-        train_playing(folder, config, "cpu")
+        train_playing(folder, config)
     assert take_snapshot(open_store(str(store))).segments("Breakout")
     again = plan_online(store, folder, **flags)
     assert again == config
     begin(folder, again)
     shutil.rmtree(tmp_path / "first")
-    assert train_playing(folder, again, "cpu").steps == 32
+    assert train_playing(folder, again).steps == 32
     other = plan_online(tmp_path / "other", folder, **DQN, gamma=0.5)
     with pytest.raises(ConflictError, match="holds another run"):
         begin(folder, other)
@@ -475,7 +476,7 @@ def test_init_takes_the_torso_and_with_the_same_algorithm_everything(recorded, s
             if name.startswith(prefix):
                 np.testing.assert_array_equal(tensor.numpy(), old[f"online.{name}"])
     begin(tmp_path / "run", config)
-    assert train_playing(tmp_path / "run", config, "cpu").steps == STEPS
+    assert train_playing(tmp_path / "run", config).steps == STEPS
 
 
 def test_stored_data_of_another_protocol_is_not_mixed_in(store, tmp_path):

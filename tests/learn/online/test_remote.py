@@ -10,6 +10,7 @@ from learn_kit import RESNET, SHORT_PPO, plan_online, read_metrics
 from wsa.encode.live.remote import remote_encoders
 from wsa.encode.registration.register import open_model
 from wsa.learn.runs.folder import begin
+from wsa.learn.runs.machine import Machine
 from wsa.learn.runs.train import train_playing
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.objects.root import open_store
@@ -48,8 +49,8 @@ def test_workers_give_the_same_bits_and_the_same_run(models, workers, tmp_path):
     ):  # fmt: skip
         np.testing.assert_array_equal(encoders[0](frames), local(frames))
         assert encoders[0].passes == 5
-        played = train_playing(there, config, "cpu", encoders=encoders)
-    assert played.passes == train_playing(here, config, "cpu", engine="torch").passes > 0
+        played = train_playing(there, config, encoders=encoders)
+    assert played.passes == train_playing(here, config, Machine(engine="torch")).passes > 0
     assert read_metrics(there) == read_metrics(here)
 
 

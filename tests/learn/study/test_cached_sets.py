@@ -71,7 +71,7 @@ def train_run(kit, url, folder, **changes):
         **details,
     )  # fmt: skip
     begin(folder, config)
-    train_stored(folder, config, "cpu")
+    train_stored(folder, config)
     return TrainedRun(folder, config)
 
 
