@@ -83,9 +83,8 @@ class Run:
         self._playing = 0
 
     def __repr__(self) -> str:
-        return (
-            f"<wsa.Run {self.path}: {self.game}, {self._player.algo}, {self.trained} {self.unit}>"
-        )
+        algorithm = self.config.hyperparameters.NAME
+        return f"<wsa.Run {self.path}: {self.game}, {algorithm}, {self.trained} {self.unit}>"
 
     @property
     def config(self) -> OfflineRun | OnlineRun:

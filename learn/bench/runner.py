@@ -1,4 +1,4 @@
-"""`wsa bench`: train and evaluate a grid of runs, skip finished ones, and tabulate the results."""
+"""Train and evaluate the runs of a grid, in this process or on workers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import contextlib
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Self
 
 from distributed import KilledWorker, as_completed
 
 from wsa.encode.jobs.cluster import connect
 from wsa.encode.models import custom
-from wsa.learn.bench import grid
-from wsa.learn.bench import report as bench_report
 from wsa.learn.bench.grid import Cell
 from wsa.learn.bench.run_cell import (
     Failure,
@@ -28,36 +25,12 @@ from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.runs.setup.models import weights_of
 from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError
-from wsa.store.objects.root import open_snapshot
 
 SAVE_S = 60  # Time for runs to save a checkpoint when a bench is interrupted.
 TRIES = 3  # Attempts at a run whose worker dies; each continues from the newest checkpoint.
 
 # Every run needs these; torch imports the second for its first optimizer, which takes seconds.
 _IMPORTS = ("wsa.learn.bench.run_cell", "torch._dynamo")
-
-
-def bench(o: BenchOptions) -> int:
-    """`wsa bench`; the exit code is that of the first failed run, or 0."""
-    grid.check(o)
-    create = o.online and not o.dry_run
-    _, snapshot = open_snapshot(o.store, create=create, or_empty=o.online and o.dry_run)
-    settings = grid.shared_settings(o, snapshot)
-    cells = grid.cells(o, settings)
-    left = [cell for cell in cells if cell.result() is None]
-    terminal.say(f"{len(cells) - len(left)} of {len(cells)} runs are done; {o.bench_dir}")
-    if o.dry_run:
-        return _dry(o, cells, left)
-    grid.write(o, settings)
-    failures = list(run_cells(o, left))
-    report = bench_report.write(
-        Path(o.bench_dir), cells[0].evaluation, settings.options["store"], grid.changed(o)
-    )
-    if o.json:
-        terminal.result(True, report.summary(failures))
-    else:
-        print(report.markdown)
-    return say_failures("bench", failures, len(cells))
 
 
 def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
@@ -82,23 +55,6 @@ def run_cells(o: BenchOptions, left: list[Cell]) -> Iterator[Failure]:
     custom.find_before_workers(own, o.worker.scheduler)
     run = _run_inproc if o.worker.scheduler == "inproc" else _run_on_workers
     yield from filter(None, run(o, left))
-
-
-def _dry(o: BenchOptions, cells: list[Cell], left: list[Cell]) -> int:
-    """Print the progress of each run of the grid."""
-    rows = []
-    for cell in cells:
-        request = cell.request
-        models = "+".join(request.models) or "pixels"
-        rows.append((request.game, request.fusion, models, str(request.seed), cell.state()))
-    unit = "steps" if o.online else "updates"
-    total = {
-        "runs": len(cells),
-        "left": len(left),
-        f"{unit}_left": sum(cell.left() for cell in left),
-        "games_left": len(left) * o.episodes,
-    }
-    return grid.print_grid(o.json, total, ("game", "fusion", "models", "seed", unit), rows)
 
 
 def _run_inproc(o: BenchOptions, left: list[Cell]) -> Iterator[Failure | None]:

@@ -60,9 +60,8 @@ class Recorder:
         self._episode = episodes - 1
         self._length = 0
         self._return = 0.0
-        self._recent: deque[_Row] = deque(
-            maxlen=MAX_STACK_FRAMES
-        )  # last rows of the current episode
+        # The last rows of the current episode.
+        self._recent: deque[_Row] = deque(maxlen=MAX_STACK_FRAMES)
         self._rows: list[_Row] = []
         self._episodes: list[tuple[int, float]] = []
         self.steps = 0

@@ -96,7 +96,7 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
             f"{len(player.config.protocol.actions)} actions, not {o.game} with "
             f"{len(protocol.actions)}. Give its --game and --protocol."
         )
-    name = f"{player.algo} {player.digest} eps {o.run_policy.eps:g}"
+    name = f"{player.config.hyperparameters.NAME} {player.digest} eps {o.run_policy.eps:g}"
     return name, player.policy(o.num_envs, o.run_policy.eps, o.seed)
 
 

@@ -5,7 +5,6 @@ The format is VP9 in MP4, which browsers and notebooks play.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -62,7 +61,7 @@ class Films:
         actions: Sequence[str] = (),
     ) -> None:
         self._folder = folder
-        self._labels = labels(models)
+        self._labels = names.labels(models)
         self._weights = weights
         self._actions = actions
         self._writer: Any = None
@@ -123,12 +122,6 @@ class Films:
         self._writer.release()
         self._writer = None
         self._history, self._returned = [], 0.0
-
-
-def labels(models: Sequence[str]) -> list[str]:
-    """Return the models' display names: the alias, or the key if several share an alias."""
-    count = Counter(names.key_alias(key) for key in models)
-    return [key if count[names.key_alias(key)] > 1 else names.key_alias(key) for key in models]
 
 
 def panel(

@@ -11,7 +11,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from wsa.learn.configs.network import NetworkConfig
-from wsa.learn.fusion.base import Inputs, Mask, State, Weights
+from wsa.learn.fusion.base import Inputs, Mask, State, Weights, initialise
 from wsa.learn.fusion.build import make_fusion
 from wsa.learn.networks.decoder import Decoder
 
@@ -192,10 +192,8 @@ class ActorCritic(Network):
         self.actor = _mlp(self.torso.out_features, config, actions)
         self.critic = _mlp(self.torso.out_features, config, 1)
         for head, gain in ((self.actor, 0.01), (self.critic, 1.0)):
-            linears = [linear for linear in head if isinstance(linear, nn.Linear)]
-            for linear in linears:
-                nn.init.orthogonal_(linear.weight, gain if linear is linears[-1] else 2**0.5)
-                nn.init.zeros_(linear.bias)
+            initialise(head[:-1], 2**0.5)
+            initialise(head[-1], gain)
 
     def forward(
         self, stacks: Num[Tensor, "batch k width"], mask: Mask = None

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.encode.live.frame_history import FrameInputs
+from wsa.learn.fusion.base import initialise
 from wsa.store.common.errors import UsageError
 
 SIDE = 84
@@ -103,11 +104,7 @@ class NatureTorso(nn.Module):
             nn.Conv2d(b, c, 3, stride=1), nn.ReLU(),
             nn.Flatten(), nn.Linear(c * 7 * 7, self.out_features), nn.ReLU(),
         )  # fmt: skip
-        for layer in self.layers:
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.orthogonal_(layer.weight, 2**0.5)
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
+        initialise(self.layers, 2**0.5)
 
     def forward(self, stacks: Tensor, mask: Sequence[bool] | None = None) -> tuple[Tensor, None]:
         """Map (B, k, 84 * 84) uint8 to (B, out_features). There are no models, so no weights."""

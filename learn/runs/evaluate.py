@@ -29,11 +29,11 @@ from wsa.learn.evaluation.scores import (
     mean_score,
     stratified_interval,
 )
-from wsa.learn.evaluation.video import Films, labels
+from wsa.learn.evaluation.video import Films
 from wsa.learn.networks.parameters import count_parameters
 from wsa.learn.runs.config import RunConfig, read_config
 from wsa.learn.runs.player import Player, open_player
-from wsa.store.common import atomic_files
+from wsa.store.common import atomic_files, names
 
 OnStep = Callable[[str, int, int], None]
 
@@ -72,7 +72,7 @@ class Evaluation:
             "trained": self.player.trained,
             "unit": self.player.config.unit,
             "checkpoint": self.which,
-            "present": tuple(labels(self.player.present)),
+            "present": tuple(names.labels(self.player.present)),
             "variant": self.variant or None,
             **count_parameters(self.player.network).named(),
             "episodes": len(self.episodes),
@@ -145,7 +145,7 @@ def evaluate_run(
     random = random_games(config, request).play(functools.partial(on_step, "random"))
     name = "run" if request.which == "final" else "best"
     games = {name: played, "random": random}
-    present = labels(player.present)
+    present = names.labels(player.present)
     spec = variant.spec if variant else ""
     csv = results / "eval.csv"
     write_csv(csv, player.trained, player.digest, request.epsilon, games, present, spec)

@@ -39,7 +39,6 @@ class Player:
     shapes: Sequence[tuple[int, ...]]
     trained: int
     digest: str
-    algo: str
     mask: Mask | None
     embedder_for: Callable[[Mask | None], Any]
 
@@ -97,9 +96,8 @@ def open_player(
         DamagedError: If the checkpoint or the data is damaged.
     """
     config = read_config(folder)
-    checkpoint.find(
-        folder / "checkpoints", request.which
-    )  # Check before opening models, which is slow.
+    # Check before opening models, which is slow.
+    checkpoint.find(folder / "checkpoints", request.which)
     config = find_store(config, store, otherwise)
     mask = None
     if request.without or request.only:
@@ -133,7 +131,6 @@ def open_player(
         windows_and_shapes(config, flat)[1],
         trained,
         checkpoint.digest(path),
-        config.hyperparameters.NAME,
         mask,
         embedder_for,
     )

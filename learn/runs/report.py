@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from wsa.learn.envs import atari
 from wsa.learn.evaluation.scores import human_normalised, mean_score, stratified_interval
-from wsa.learn.evaluation.video import labels
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Film, Part, Section, Text, table, versions
 from wsa.learn.report.page import page
@@ -28,7 +27,7 @@ from wsa.learn.runs.config import OfflineRun, OnlineRun, flat_settings, read_con
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.training import metrics
 from wsa.learn.training.metrics import EVALUATION_RETURN, TRAINING_RETURN
-from wsa.store.common import atomic_files
+from wsa.store.common import atomic_files, names
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.model_spec import describe
 from wsa.store.objects.root import open_store
@@ -168,7 +167,7 @@ def _training(config: OfflineRun | OnlineRun, scalars: Mapping[str, Curve]) -> l
         lines = [_averaged(curve) for curve in weights.values()]
         steps = lines[0][0]
         shares = np.stack([np.interp(steps, *line) for line in lines])
-        called = labels([name.removeprefix("wsa/weight/") for name in weights])
+        called = names.labels([name.removeprefix("wsa/weight/") for name in weights])
         parts.append(Figure("Fusion weights", figures.stacked(called, steps, shares, config.unit)))
     for name, curve in scalars.items():
         kind, _, title = name.partition("/")

@@ -12,14 +12,13 @@ from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.study import RunsOptions
-from wsa.learn.evaluation.video import labels
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.data import find_store
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.runs.player import Player, open_player
 from wsa.learn.study.output import PAGE
 from wsa.learn.training import checkpoint
-from wsa.store.common import terminal
+from wsa.store.common import names, terminal
 from wsa.store.common.errors import MissingError, StorageError, UsageError
 from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.root import open_store
@@ -43,7 +42,7 @@ class TrainedRun:
     @property
     def models(self) -> tuple[str, ...]:
         """Displayed names of its models."""
-        return tuple(labels(self.config.models))
+        return tuple(names.labels(self.config.models))
 
     @functools.cached_property
     def network(self) -> str:

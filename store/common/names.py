@@ -15,7 +15,8 @@ No game or alias is a name such as `CON` or `nul`, which Windows treats as devic
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from wsa.store.common.errors import UsageError
 
@@ -77,6 +78,12 @@ def key_alias(key: str) -> str:
 def keys_named(keys: Iterable[str], name: str) -> list[str]:
     """Return the keys that a name may stand for: it is the key itself, or its alias."""
     return [key for key in keys if name in (key, key_alias(key))]
+
+
+def labels(keys: Sequence[str]) -> list[str]:
+    """Return the display names of models: the alias, or the key if several share an alias."""
+    count = Counter(map(key_alias, keys))
+    return [key if count[key_alias(key)] > 1 else key_alias(key) for key in keys]
 
 
 def segment(name: str) -> str:

@@ -29,9 +29,9 @@ from wsa.learn.evaluation.video import (
     PANEL,
     TALLEST_ROW,
     Films,
-    labels,
     panel,
 )
+from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, StorageError, UsageError
 
 
@@ -359,9 +359,9 @@ def test_a_video_shows_the_weights_beside_the_game(tmp_path):
 
 
 def test_labels_are_the_shortest_names_that_differ():
-    assert labels(MODELS) == ["lite0", *MODELS[1:]]
+    assert names.labels(MODELS) == ["lite0", *MODELS[1:]]
     many = [f"a_model_with_a_long_name_number_{i}-0123456789ab" for i in range(30)]
-    drawn = panel(labels(many), [np.linspace(0, 1, 30, dtype=np.float32)], [], 420)
+    drawn = panel(names.labels(many), [np.linspace(0, 1, 30, dtype=np.float32)], [], 420)
     row = (420 - MARGIN) // 30
     lengths = [
         (drawn[MARGIN + row * i + row // 2 + 2] == COLORS[i % len(COLORS)]).all(axis=1).sum()
