@@ -16,8 +16,6 @@ import torch
 from benchmarks.kit import interleave, rate, store_of, table
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.segment_inputs import SegmentFrames, read_segment_frames
-from wsa.encode.jobs.plan import Item
-from wsa.encode.jobs.tasks import _embeddings
 from wsa.encode.models.registry import for_games, parse_request
 from wsa.encode.registration.register import open_model, register
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
@@ -27,14 +25,14 @@ GAMES = ("Pong", "Seaquest", "Enduro")
 STEPS, ROWS = 1024, 128
 
 
-def embed(encoder: Encoder, snapshot: Snapshot, game: str, key: str, window: int) -> int:
+def embed(encoder: Encoder, snapshot: Snapshot, game: str, window: int) -> int:
     """Embed some frames, or windows, of the game's first segment; return their number."""
     meta = snapshot.segments(game)[0]
     shown = read_segment_frames(snapshot, meta, rows=window > 1)
     # As in an encoding, pictures are read once, and each model converts them.
     fresh = SegmentFrames(shown.pictures, shown.palette, shown.frame, shown.starts)
-    item = Item(key, meta, np.arange(min(ROWS, meta.inputs(window))), (), window)
-    return sum(len(stored(rows)) for rows in _embeddings(encoder, fresh, item))
+    chosen = np.arange(min(ROWS, meta.inputs(window)))
+    return len(stored(encoder.embed_inputs(fresh, window, chosen)))
 
 
 def main(games: list[str]) -> None:
@@ -46,7 +44,7 @@ def main(games: list[str]) -> None:
                 request = for_games([parse_request(alias, {})], [game])[0]
                 spec = register(take_snapshot(backend), request, 0.1).spec
                 snapshot = take_snapshot(backend)
-                arguments = open_model(snapshot, spec.key), snapshot, game, spec.key
+                arguments = open_model(snapshot, spec.key), snapshot, game
                 window = spec.identity.window
 
                 def measure(arguments: tuple = arguments, window: int = window) -> float:

@@ -27,6 +27,7 @@ from wsa.encode.inference.engines import Engine, arithmetic, one_thread
 from wsa.encode.inference.levels import ScreenReduction
 from wsa.encode.inference.preprocess import normalise, preprocess, shrink
 from wsa.encode.inference.reduction import ROWS, Reduction
+from wsa.encode.inference.segment_inputs import SegmentFrames
 from wsa.encode.inference.trunk import Trunk
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import Output, Precision, Preprocessing
@@ -216,6 +217,26 @@ class Encoder:
             Embeddings (n, *shape) float32.
         """
         return self._run(levels, self._embed_levels).numpy()
+
+    def embed_inputs(
+        self, segment: SegmentFrames, window: int, chosen: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Embed chosen inputs of a segment.
+
+        On a CPU gray screens are resized once for all models and windows; otherwise a window of
+        four would resize each screen four times. Color screens would take too much memory.
+
+        Args:
+            window: Number of frames in an input.
+            chosen: Indices (n,) of frames, or of rows if `window` > 1; n at least 1.
+
+        Returns:
+            Embeddings (n, *shape) float32.
+        """
+        if self.shrinks(segment.pictures.shape[1:3]):
+            levels = segment.levels(window, chosen, self.preprocessing, self.shrink)
+            return np.concatenate([self.embed_shrunk(some) for some in levels])
+        return np.concatenate([self(some) for some in segment.inputs(window, chosen)])
 
     def _embed_levels(self, levels: Tensor) -> Tensor:
         """Embed levels (B, channels, h, w) or (B, w, channels, h, w) as (B, *shape)."""

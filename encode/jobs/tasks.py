@@ -13,7 +13,7 @@ import dataclasses
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -198,28 +198,11 @@ def _run(
         started = time.perf_counter()
         try:
             before = encoder.passes
-            embeddings = np.concatenate(list(_embeddings(encoder, frames, item)))
+            embeddings = encoder.embed_inputs(frames, item.window, item.own)
             assert encoder.passes - before == len(item.own)
             return Embedded(item.model, stored(embeddings), reading, time.perf_counter() - started)
         except user_code.ERRORS as error:  # A model may raise anything.
             return as_failed(item, error)
-
-
-def _embeddings(
-    encoder: Encoder, frames: SegmentFrames, item: Item
-) -> Iterator[NDArray[np.float32]]:
-    """Yield the embeddings of a segment's own inputs, in parts.
-
-    On a CPU gray screens are resized once for all models and windows; otherwise a window of four
-    would resize each screen four times. Color screens would take too much memory.
-    """
-    if encoder.shrinks(frames.pictures.shape[1:3]):
-        how = encoder.preprocessing
-        for some in frames.levels(item.window, item.own, how, encoder.shrink):
-            yield encoder.embed_shrunk(some)
-        return
-    for some in frames.inputs(item.window, item.own):
-        yield encoder(some)
 
 
 def commit(

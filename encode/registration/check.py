@@ -23,10 +23,9 @@ from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.inference.trunk import Trunk
 from wsa.encode.models import networks
 from wsa.encode.models.registry import Request
-from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import fit_reduction, probe_frames
 from wsa.encode.registration.engine_choice import Engines
-from wsa.encode.registration.identity import identify
+from wsa.encode.registration.identity import identify, licence_of
 from wsa.store.common import hashing, user_code
 from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects import probe
@@ -63,7 +62,7 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
     module = networks.build(request)
     before = _tensors_digest(module)
     numbers = sum(tensor.numel() for tensor in module.state_dict().values())
-    licence = module.licence if isinstance(module, UserNetwork) else request.licence
+    licence = licence_of(module, request)
     yield CheckResult("weights", True, f"{numbers:,} numbers, {_short(before)}, licence: {licence}")
     yield _frozen(module)
     output, basis = parse_output(request.output), None

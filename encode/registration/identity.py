@@ -147,6 +147,11 @@ def identify(module: nn.Module, request: Request) -> Identity:
     )
 
 
+def licence_of(module: nn.Module, request: Request) -> str:
+    """Return the license of a built model's weights."""
+    return module.licence if isinstance(module, UserNetwork) else request.licence
+
+
 def _window(module: nn.Module, request: Request) -> int:
     """Return the number of consecutive frames that a network sees; 1 unless it declares more."""
     window = getattr(module, "window", 1)

@@ -32,7 +32,13 @@ from wsa.encode.models.registry import Request
 from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import engine_choice, fit_reduction, probe_frames
 from wsa.encode.registration.engine_choice import EngineChoice, Engines
-from wsa.encode.registration.identity import find_by_identity, identify, request_of, weights_digest
+from wsa.encode.registration.identity import (
+    find_by_identity,
+    identify,
+    licence_of,
+    request_of,
+    weights_digest,
+)
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.format.records import ModelMeta
@@ -141,8 +147,7 @@ def register(
         identity=identity,
         shape=probed.shape[1:],
         source=request.recorded,
-        licence=request.stated_licence
-        or (module.licence if isinstance(module, UserNetwork) else request.licence),
+        licence=request.stated_licence or licence_of(module, request),
         step_error=0.0 if identity.precision == "fp32" else choice.errors[engine_choice.PROBE],
         libraries={
             "torch": str(torch.__version__),

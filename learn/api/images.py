@@ -12,9 +12,8 @@ from wsa.encode.inference.encoder import Encoder, choose_device
 from wsa.encode.inference.reduction import Projection
 from wsa.encode.models import networks, registry, screen
 from wsa.encode.models.paper import catalog
-from wsa.encode.models.user_network import UserNetwork
 from wsa.encode.registration import fit_reduction
-from wsa.encode.registration.identity import identify
+from wsa.encode.registration.identity import identify, licence_of
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.model_spec import parse_output
 
@@ -78,8 +77,7 @@ def encoder(
         inner.basis = Projection(parsed.numbers).to(inner.device)
     elif parsed.reduction:
         inner.basis = fit_reduction.fit(inner, None, parsed, identity.window).to(inner.device)
-    licence = module.licence if isinstance(module, UserNetwork) else request.licence
-    return ImageEncoder(inner, identity.window, licence)
+    return ImageEncoder(inner, identity.window, licence_of(module, request))
 
 
 class ImageEncoder:

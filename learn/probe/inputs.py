@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, choose_device, stored
 from wsa.encode.inference.preprocess import preprocess
-from wsa.encode.inference.segment_inputs import SegmentFrames, read_segment_frames
+from wsa.encode.inference.segment_inputs import read_segment_frames
 from wsa.encode.models.paper import catalog, load
 from wsa.learn.probe.samples import SampledSteps
 from wsa.store.objects.model_spec import ModelSpec, Preprocessing, parse_output
@@ -120,18 +120,6 @@ def untrained(
         segment = read_segment_frames(snapshot, meta, rows=window > 1)
         distinct, inverse = np.unique(frames if window == 1 else rows, return_inverse=True)
         for encoder, outputs in zip(encoders, parts, strict=True):
-            embedded = np.concatenate([*_embed(encoder, segment, window, distinct)])
+            embedded = stored(encoder.embed_inputs(segment, window, distinct))
             outputs.append(embedded.reshape(len(embedded), -1)[inverse])
     return [np.concatenate(outputs) for outputs in parts]
-
-
-def _embed(
-    encoder: Encoder, segment: SegmentFrames, window: int, chosen: NDArray[np.int64]
-) -> Iterator[NDArray[Any]]:
-    """Yield embeddings of some inputs of a segment, rounded as a store rounds them."""
-    if encoder.shrinks(segment.pictures.shape[1:3]):
-        for levels in segment.levels(window, chosen, encoder.preprocessing, encoder.shrink):
-            yield stored(encoder.embed_shrunk(levels))
-    else:
-        for frames in segment.inputs(window, chosen):
-            yield stored(encoder(frames))

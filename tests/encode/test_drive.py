@@ -137,7 +137,7 @@ def test_many_failed_segments_in_a_row_stop_the_run(store, fill, small, encode_a
 
 
 def test_a_model_that_calls_exit_fails_like_any_other(store, fill, small, encode_all, monkeypatch):
-    monkeypatch.setattr(tasks, "_embeddings", lambda *of: sys.exit(0))
+    monkeypatch.setattr(Encoder, "embed_inputs", lambda *of: sys.exit(0))
     fill(store, [[0]])
     (failure,) = encode_all(store, small(), tries=2).failed
     assert failure.attempts == 2 and "SystemExit: 0" in str(failure.error)

@@ -14,8 +14,6 @@ from wsa.encode.inference import encoder as forward
 from wsa.encode.inference import preprocess
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.segment_inputs import read_segment_frames
-from wsa.encode.jobs import tasks
-from wsa.encode.jobs.plan import Item
 from wsa.encode.live import shrunk_frames
 from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 from wsa.encode.live.shrunk_frames import ShrunkFrames
@@ -82,8 +80,7 @@ def test_a_stored_frame_is_resized_once_for_all_models(atari_store, encoders, mo
     monkeypatch.setattr(forward, "shrink", count)
     for alias, encoder in encoders.items():
         window = window_of(encoder)
-        item = Item(alias, meta, frames if window == 1 else rows, (), window)
-        embeddings = np.concatenate(list(tasks._embeddings(encoder, segment, item)))
+        embeddings = encoder.embed_inputs(segment, window, frames if window == 1 else rows)
         np.testing.assert_array_equal(embeddings, expected[alias])
     for height, window in ((210, 4), (84, 2)):
         windows = window_rows(rows, segment.starts[rows], window)
