@@ -214,12 +214,7 @@ def _check(o: EncodeOptions) -> None:
             raise UsageError(f"--{flag} is for a service; add --watch.")
     if o.service.metrics_host != ServiceOptions.metrics_host and o.service.metrics_port is None:
         raise UsageError("--metrics-host serves nothing; add --metrics-port.")
-    if o.worker.scheduler not in ("local", "inproc", "slurm") and "://" not in o.worker.scheduler:
-        raise UsageError(
-            f"--scheduler {o.worker.scheduler!r} is not one; write local, inproc, slurm, or "
-            "tcp://HOST:PORT."
-        )
-    slurm.check_jobs(o.slurm, o.worker.scheduler)
+    slurm.check_scheduler(o.slurm, o.worker.scheduler)
 
 
 def run_with_progress(backend: Backend, encoding: Encoding, o: EncodeOptions) -> EncodeReport:

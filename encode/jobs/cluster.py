@@ -90,7 +90,7 @@ def connect(
         imports: Modules that tasks need, and that all worker processes of `local` share.
 
     Raises:
-        UsageError: If the scheduler is unknown, is not an address, or has its own workers.
+        UsageError: If the scheduler is not an address, or has its own workers.
         MissingError: If dask-jobqueue is not installed.
         StorageError: If the running scheduler or SLURM does not answer, or no workers start.
     """
@@ -98,10 +98,6 @@ def connect(
         raise UsageError(
             f"--workers {workers}: {option} {scheduler} has its own. Leave out --workers; a running "
             "scheduler's are started with 'dask worker'."
-        )
-    if "://" not in scheduler and scheduler not in ("local", "inproc", "slurm"):
-        raise UsageError(
-            f"--scheduler {scheduler!r} is not one; write local, inproc, slurm, or tcp://host:port."
         )
     for name in ("distributed", "distributed.client", "distributed.gc"):  # Each has its own level.
         logging.getLogger(name).setLevel(logging.CRITICAL)  # Errors are raised here.

@@ -78,14 +78,19 @@ class SlurmOptions:
     """Further #SBATCH directives, such as --constraint=a100,--exclude=node7."""
 
 
-def check_jobs(jobs: SlurmOptions, scheduler: str) -> None:
-    """Check the SLURM options of a command.
+def check_scheduler(jobs: SlurmOptions, scheduler: str) -> None:
+    """Check the scheduler and the SLURM options of a command.
 
     Raises:
-        UsageError: If a value is out of range, or is given for another scheduler.
+        UsageError: If there is no such scheduler, or an option of SLURM is out of range or is given
+            for another scheduler.
     """
     from dask.utils import parse_bytes
 
+    if scheduler not in ("local", "inproc", "slurm") and "://" not in scheduler:
+        raise UsageError(
+            f"--scheduler {scheduler!r} is not one; write local, inproc, slurm, or tcp://HOST:PORT."
+        )
     check_ranges(jobs)
     try:
         parse_bytes(jobs.slurm_memory)
