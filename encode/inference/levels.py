@@ -164,7 +164,6 @@ def soft_bins(length: int, width: int) -> NDArray[np.float32]:
     """Return triangular bins over pixels: the weight of each pixel in each bin.
 
     Args:
-        length: Number of pixels.
         width: Pixels from the center of one bin to the next.
 
     Returns:

@@ -52,7 +52,6 @@ class Projection:
 
     Args:
         numbers: Size K of the result.
-        device: Device of the matrix.
     """
 
     def __init__(self, numbers: int, device: torch.device | str = "cpu") -> None:

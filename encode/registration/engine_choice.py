@@ -116,7 +116,6 @@ class Engines:
 
     Args:
         module: Network, as `wsa.encode.models.networks.build` returns it.
-        identity: Its identity.
         alias: Name of the model, for messages.
         games: Inputs to measure on besides the probe frames, from `game_inputs`.
         threads: Number of CPU threads that call an encoder at once; torch's number if None.

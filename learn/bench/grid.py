@@ -161,7 +161,6 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
     """All runs of the grid.
 
     Args:
-        o: The options.
         settings: From `shared_settings`; all runs read the store named there.
     """
     evaluation = o.final_games.settings(o.episodes)

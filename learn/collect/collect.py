@@ -166,7 +166,6 @@ def collect(
 
     Args:
         plan: Result of `plan_collection`.
-        backend: The store.
         on_steps: Called from time to time with (steps written, steps to write).
         policy: Policy to play; None for `random`. Its actions in an environment must not depend on
             the number of environments.

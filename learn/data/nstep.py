@@ -38,7 +38,6 @@ def walk(flat: FlatMap, rows: NDArray[np.int64], n: float, gamma: float, clip: b
     bootstrapped there unless the game itself ended.
 
     Args:
-        flat: The stored transitions.
         rows: Rows that hold a step, (B,).
         n: Maximum number of steps; may be infinite.
         gamma: Discount per step.
@@ -79,7 +78,6 @@ def hold_out(flat: FlatMap, fraction: float) -> tuple[NDArray[np.int64], NDArray
     several segments is held out as a whole.
 
     Args:
-        flat: The stored transitions.
         fraction: Fraction of the episodes to hold out. Unless it is 0, at least one of two or more
             episodes is held out, and one is left to train on.
 

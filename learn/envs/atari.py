@@ -119,7 +119,6 @@ def protocol(
     """Return a protocol with all its details for a game.
 
     Args:
-        game: ALE game id.
         name: `classic` or `v5`.
         sticky: Overrides the protocol's sticky-action probability; the name becomes `custom`.
         max_steps: Steps after which an episode is truncated.

@@ -26,8 +26,6 @@ class Console:
     """One emulator with access to its memory.
 
     Args:
-        game: ALE game id.
-        stated: The protocol.
         mode, difficulty: The game's switches; None for the cartridge's defaults.
         writes: Factories, each called at the start of an episode to make a `Write`.
 
@@ -116,7 +114,6 @@ class Consoles:
     """A vector of consoles, which plays and ends episodes like an environment of `atari.make_env`.
 
     Args:
-        consoles: The consoles.
         max_steps: Steps after which an episode is truncated.
         show: Returns the frame to show, given the frame, the console's seed, and the number of
             frames that the console has shown since it was seeded.

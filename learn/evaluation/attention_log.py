@@ -35,7 +35,6 @@ class WeightLog:
     or an interruption ended the games. It raises StorageError if the disk is full.
 
     Args:
-        folder: The run's folder.
         models: Keys of the fused models.
         weights: Returns the weights of the current step, (n, models).
     """

@@ -98,12 +98,8 @@ def play(
     """Play full games.
 
     Args:
-        game: ALE game id.
-        protocol: Protocol by which to play.
-        policy: Policy to play.
         settings: Number of games, and their environments, of which at most one per game is used.
         variant: Variant of the game; None for the unchanged game.
-        watchers: Observers of every step.
         on_step: Called with (steps played, episodes finished).
 
     Returns:

@@ -69,7 +69,6 @@ class PeriodicEvaluation:
         """Return whether the evaluation after `step`, from which the run resumes, was skipped.
 
         Args:
-            folder: The run's folder.
             step: The step, the last of `stride` steps taken at once.
             stride: Number of steps taken at once.
             last: Whether it is the run's last step.

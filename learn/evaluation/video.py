@@ -47,7 +47,6 @@ class Films:
     removed.
 
     Args:
-        folder: Output folder.
         models: Keys of the fused models; empty for videos without weights.
         weights: Returns the weights of the current step, (n, models).
         actions: Names of the actions; empty to show their numbers.

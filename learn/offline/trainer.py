@@ -99,17 +99,11 @@ def train_offline(
 
     Args:
         config: Hyperparameters; their class selects the algorithm.
-        network: Configuration of the network.
-        flat: The stored transitions and embeddings.
         inputs: Shapes of the models' embeddings.
         actions: Number of actions.
         seed: Seed of initialization and sampling.
-        folder: The run's folder.
-        device: Device to train on.
         warm_start: Changes the initial weights of a new run.
         compiled: Whether to use torch.compile on the networks.
-        evaluation: Periodic evaluation games, if any.
-        on_line: Called with every line of metrics.
 
     Raises:
         UsageError: If the fusion cannot take these inputs.

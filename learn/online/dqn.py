@@ -35,13 +35,8 @@ def train_dqn(
     """Train DQN, resuming from the newest checkpoint in `folder` if there is one.
 
     Args:
-        config: Hyperparameters.
         session: The environments, their embedding table, and stored transitions if batches mix
             them in.
-        network: The Q-network to train.
-        folder: The run's folder.
-        device: Device to train on.
-        on_line: Called with every line of metrics.
 
     Raises:
         DamagedError: If the newest checkpoint, or a file that it refers to, is damaged.

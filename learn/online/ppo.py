@@ -75,13 +75,9 @@ def train_ppo(
     """Train PPO, resuming from the newest checkpoint in `folder` if there is one.
 
     Args:
-        config: Hyperparameters.
         session: The environments, their embedding table, and the run's state.
         network: Actor-critic that maps stacks of embeddings to logits, values, and fusion weights
             (or None); `wsa.learn.networks.recurrent.RecurrentActorCritic` if recurrent.
-        folder: The run's folder.
-        device: Device to train on.
-        on_line: Called with every line of metrics.
 
     Raises:
         DamagedError: If the newest checkpoint, or the table that it refers to, is damaged.
@@ -195,7 +191,6 @@ def forward(
         stacks: Embeddings, (T * n, k, width), ordered by step, then environment.
         first: 1 where an episode begins, which resets the LSTM state, (T * n,) float32.
         memory: LSTM state before the first step; None for a network without an LSTM.
-        device: Device of the network.
     """
     if memory is None:
         return *network(stacks.to(device)), None

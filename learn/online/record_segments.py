@@ -68,7 +68,6 @@ class Recording:
     """Commits the steps that an `EnvRunner` plays.
 
     Args:
-        backend: The store.
         plan: What is played; every step is recorded, whatever its `pieces`.
         table: The run's embedding table, which has seen every recorded frame.
         models: The models in a table row, in order; empty for grayscale pixels.

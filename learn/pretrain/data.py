@@ -60,8 +60,6 @@ def choose(
     that depends only on their names.
 
     Args:
-        snapshot: The store.
-        games: ALE games.
         policies: Names of policies; empty for all.
         training_inputs: Inputs of the networks that are trained one after another.
         memory: Memory for frames, in bytes.
@@ -234,7 +232,6 @@ def read(
     """Read segments into memory.
 
     Args:
-        snapshot: The store.
         segments: From `choose`.
         training_input: Input of the network.
         share: Share of each game's episodes to hold out; at least one episode.

@@ -163,7 +163,6 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     Args:
         axes: From `principal`.
         labels: Class of each step, shape (n,).
-        split: Split of the steps.
 
     Returns:
         Labels, shape (tests,), among those seen in training.

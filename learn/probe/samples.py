@@ -121,7 +121,6 @@ def draw(
     """Draw steps, and assign them to splits.
 
     Args:
-        snapshot: The store.
         segments: From `choose`.
         labeler: Returns the labels of a segment.
         samples: Maximum number of steps. If there are both random and better play, each gets at

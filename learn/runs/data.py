@@ -103,7 +103,6 @@ def as_started(whole: Snapshot, folder: Path, game: str, protocol: str) -> Snaps
 
     Args:
         whole: The store, which may have received segments since the run started.
-        folder: The run's folder.
         game: ALE game id that the command names.
         protocol: Name of the protocol that the command names, if any.
 
@@ -158,7 +157,6 @@ def make_embedder(
     """Make the embedder that turns played frames into rows: grayscale pixels, or models.
 
     Args:
-        config: The run.
         flat: The store's data of the game.
         encoders: One for each of `config.inputs`; None for a model that is left out.
         remember: Number of live frames, and of live windows, to keep.

@@ -26,8 +26,6 @@ def estimate(
     """Estimate the cost of a run without writing anything. Updates are timed on the device.
 
     Args:
-        snapshot: The store.
-        config: The run.
         device: Device to time updates on.
         done: Updates or steps that the run has already made.
 

@@ -107,7 +107,6 @@ def evaluate_run(
     """Play a run's network on live embeddings; append to `eval.csv`, and write `eval_weights.npz`.
 
     Args:
-        folder: The run's folder.
         request: Which network plays, and how.
         store: Path or URL of the run's store if it has moved; see `find_store`.
         weights: Paths of weights files by alias, if this machine keeps them elsewhere.

@@ -156,7 +156,6 @@ def match_existing(
 
     Args:
         config: The run, from its options and the store.
-        folder: The run's folder.
         record: Whether to record the run's steps in the store. They get a name that is unique among
             runs with the same options, and that the run keeps even if a later wsa adds options.
     """

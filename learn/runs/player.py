@@ -83,7 +83,6 @@ def open_player(
     """Load a run's network and open its models.
 
     Args:
-        folder: The run's folder.
         request: The checkpoint to load, the models to open, and where they run.
         store, otherwise: Where the run's store is now; see `find_store`.
         weights: Paths of weights files by alias, if this machine keeps them elsewhere.

@@ -53,7 +53,6 @@ def write(folder: Path, store: str = "", out: Path | None = None) -> Path:
     """Write a run's report.
 
     Args:
-        folder: The run's folder.
         store: Path or URL of the run's store if it has moved.
         out: Folder of the evaluations' results, and of the report; by default, the run's folder.
 

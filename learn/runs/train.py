@@ -81,9 +81,7 @@ def train_stored(
 
     Args:
         folder: The run's folder, started by `wsa.learn.runs.folder.begin`.
-        config: The run.
         machine: Where and how it trains, and its models play evaluation games.
-        on_line: Called with every line of metrics.
 
     Raises:
         ConflictError: If another process is training it, or a model's embeddings differ here.

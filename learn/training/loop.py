@@ -56,14 +56,11 @@ class Loop:
     frequency, at the last step, and on Ctrl-C or SIGTERM, after which it stops.
 
     Args:
-        folder: The run's folder.
         start: Step to continue from.
         total: Last step.
         save: Saves a checkpoint, given the step.
         save_frequency: Steps between checkpoints.
         stride: Steps per iteration.
-        on_line: Called with every line of metrics.
-        evaluation: Periodic evaluation games, if any.
         network: The network to evaluate.
         trained: Whether the network has had an update; before the first, no games are played.
 

@@ -21,7 +21,6 @@ class Metrics:
     """Writes `metrics.jsonl` and TensorBoard events into a run's folder.
 
     Args:
-        folder: The run's folder.
         start: Step the run continues from. Lines of later steps, written before an interruption,
             are dropped.
     """

@@ -106,7 +106,6 @@ def write_once(root: Path, path: Path, data: bytes) -> bool:
     Args:
         root: The store's root; the temporary file is in its `tmp/`.
         path: Final path, below `root`.
-        data: The file's whole content.
 
     Returns:
         True if this call published the file, False if it existed.

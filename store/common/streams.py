@@ -23,7 +23,6 @@ class DroppingStream:
     """Text stream that drops output when it has no reader.
 
     Args:
-        stream: The stream to write to.
         always: Whether any error drops the output (for remarks), or only a missing reader.
     """
 
