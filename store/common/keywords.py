@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import os
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -116,17 +116,18 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
                   if hasattr(part, "instance_from_str")), None)  # fmt: skip
     if typing.get_origin(bare) is tuple:
         if isinstance(value, Mapping):
-            value = tuple(f"{key}={os.fspath(of)}" for key, of in value.items())
+            value = tuple(f"{key}={of}" for key, of in value.items())
         elif isinstance(value, str) and parse:
             value = _parsed(parse, value, where)
         elif isinstance(value, (int, float, os.PathLike)):
             value = (value,)
-        # As on the command line: split a word at its commas, and correct the spelling of a game.
-        value = [
-            part
-            for one in value
-            for part in (_parsed(parse, one, where) if parse and _is_word(one) else (one,))
-        ]
+        if isinstance(value, Iterable):
+            # As on the command line: split a word at its commas, and correct the spelling of a game.
+            value = [
+                part
+                for one in value
+                for part in (_parsed(parse, one, where) if parse and _is_word(one) else (one,))
+            ]
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif hasattr(value, "item"):  # A numpy scalar.

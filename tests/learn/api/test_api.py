@@ -134,6 +134,8 @@ def test_a_dry_run_does_nothing(tmp_path):
         ({"json": True}, "has no option 'json'"),
         ({"updates": "many"}, "wsa.learn(updates=...) cannot be 'many': Expected `int`"),
         ({"updates": 0}, "--updates must be at least 1"),
+        ({"models": None}, "wsa.learn(models=...) cannot be None: Expected `array`"),
+        ({"weights": 3.5}, "wsa.learn(weights=...) cannot be [3.5]: Expected `str`"),
         ({"fusion": "wsb"}, "wsb"),
         ({"clip_coef": 0.1}, "--clip-coef is an option of --algo ppo with --online"),
         ({"algo": "ppo"}, "--algo ppo needs --online"),
