@@ -57,8 +57,8 @@ def encode(o: EncodeOptions) -> int:
         _print(report)
     if report.failed:
         terminal.say(
-            f"wsa encode: {len(report.failed)} objects were set aside after {o.worker.tries} attempts each, "
-            f"the rest is done. {report.failed[0].error}"
+            f"wsa encode: {len(report.failed)} objects were skipped after {o.worker.tries} "
+            f"attempts each; the rest is done. {report.failed[0].error}"
         )
     return report.exit_code
 
@@ -210,22 +210,25 @@ def _check(o: EncodeOptions) -> None:
             "--models names no model; leave it out, or write --models vit,resnet,clip.",
         )
     if o.watch and o.dry_run:
-        raise UsageError("bad-option", "--watch has no end to plan for; leave --dry-run out.")
+        raise UsageError(
+            "bad-option", "--watch never ends, so there is nothing to plan; leave out --dry-run."
+        )
     if o.watch and o.worker.report:
         raise UsageError(
-            "bad-option", "--watch has no end to report; leave --report out, and ask 'wsa status'."
+            "bad-option",
+            "--watch never ends, so it writes no report; leave out --report, and use 'wsa status'.",
         )
     for name in ("poll", "beat", "metrics_port", "metrics_host"):
         if not o.watch and getattr(o.service, name) != getattr(ServiceOptions, name):
             flag = name.replace("_", "-")
             raise UsageError("bad-option", f"--{flag} is for a service; add --watch.")
     if o.service.metrics_host != ServiceOptions.metrics_host and o.service.metrics_port is None:
-        raise UsageError("bad-option", "--metrics-host serves nothing; add --metrics-port.")
+        raise UsageError("bad-option", "--metrics-host has no effect alone; add --metrics-port.")
     if o.worker.scheduler not in ("local", "inproc", "slurm") and "://" not in o.worker.scheduler:
         raise UsageError(
             "bad-option",
-            f"--scheduler {o.worker.scheduler!r} is not one; write local, inproc, slurm, or "
-            "tcp://HOST:PORT.",
+            f"--scheduler {o.worker.scheduler!r} is not a scheduler; write local, inproc, slurm, "
+            "or tcp://HOST:PORT.",
         )
     slurm.check_jobs(o.slurm, o.worker.scheduler)
 
@@ -290,7 +293,7 @@ def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
         run_by = event.choice.run_by if event.choice else "nothing to run"
         return f"{event.spec.key}: {run_by}{fitted}"
     if isinstance(event, events.AttemptFailed):
-        then = "it is set aside" if event.last else "this run tries it again"
+        then = "it is skipped" if event.last else "this run tries it again"
         return (
             f"{event.model} on {event.game} {event.segment}: {event.error} "
             f"(Attempt {event.attempts}; {then}.)"

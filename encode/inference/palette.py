@@ -62,7 +62,7 @@ def make(levels: Levels, most: int) -> Palette:
     """
     if not 1 <= most <= MOST_LEVELS:
         raise UsageError(
-            "bad-option", f"palette:{most} cannot be: ask for 1 to {MOST_LEVELS} grey levels."
+            "bad-option", f"palette:{most} is not possible: ask for 1 to {MOST_LEVELS} gray levels."
         )
     return Palette(levels.first(most))
 

@@ -22,7 +22,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "openvino", "distributed", "zarr", 
 
 COLUMNS = (
     "model", "run by", "objects", "frames or windows", "passes", "copied", "passes/s of a worker",
-    "s reading", "s running", "s writing", "set aside",
+    "s reading", "s running", "s writing", "skipped",
 )  # fmt: skip
 
 
@@ -274,7 +274,7 @@ def summary(values: dict[str, Any]) -> str:
         lines += ["", "## Failed attempts", ""]
         lines += [
             f"- {f['model']} on {f['game']} {f['segment']}, attempt {f['attempt']}"
-            f"{', set aside' if f['set_aside'] else ''}: {f['why']} (`{f['kind']}`)"
+            f"{', skipped' if f['set_aside'] else ''}: {f['why']} (`{f['kind']}`)"
             for f in values["failed_attempts"]
         ]
     if values["unfit_workers"]:

@@ -60,8 +60,8 @@ class Workers:
         if device == "cuda" and not offered:
             raise UsageError(
                 "bad-option",
-                "--device cuda: no worker offers a GPU. A Dask worker on a machine that has one is "
-                f"started with: dask worker --resources {GPU}=1",
+                "--device cuda: no worker offers a GPU. On a machine with a GPU, start a Dask "
+                f"worker with: dask worker --resources {GPU}=1",
             )
         self.device = "cuda" if offered and device != "cpu" else "cpu"
         in_all = sum(one["nthreads"] for one in self._info.values())

@@ -267,8 +267,8 @@ def _fitted(text: str, output: str, precision: Precision) -> Request:
     if precision != "fp32":
         raise UsageError(
             "bad-option",
-            f"--precision {precision}: {text} has no network to run. Encode it by a command without "
-            "--precision.",
+            f"--precision {precision}: {text} has no network to run. Encode it with a command "
+            "without --precision.",
         )
     is_own = output and parse_output(output).reduction == text
     return Request(text, screen.NAME, screen.SOURCE, output if is_own else own_output)

@@ -189,7 +189,7 @@ def check(o: BenchOptions) -> None:
         atari.check_game(game)
     if not (o.games and o.seeds and o.fusions):
         raise UsageError(
-            "bad-option", "--games, --seeds and --fusions need at least one value each."
+            "bad-option", "--games, --seeds, and --fusions need at least one value each."
         )
     check_ranges(o)
     slurm.check_jobs(o.slurm, o.worker.scheduler)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
 
-RESAMPLES = 2000  # rliable's default of 50,000 moves an end of an interval by about 1 %.
+RESAMPLES = 2000  # rliable's default of 50,000 moves an end of an interval by about 1%.
 TAILS = (0.025, 0.975)  # Quantiles at the ends of a 95 % interval.
 
 # Mean raw returns of a random policy and of a human tester (Mnih et al., 2015; Wang et al., 2016).

@@ -116,7 +116,7 @@ class CNN(Joined):
                 raise UsageError(
                     "bad-option",
                     f"--fusion cnn folds a vector into maps of {side} x {side}, and "
-                    f"{' x '.join(map(str, shape))} = {width} numbers are no multiple of "
+                    f"{' x '.join(map(str, shape))} = {width} numbers are not a multiple of "
                     f"{side**2}. Choose --fusion mix or wsa, or leave that model out.",
                 )
         channels = sum(self.widths) // side**2
@@ -221,7 +221,7 @@ def common_side(shapes: Sequence[Shape], name: str) -> int:
     if not sides:
         raise UsageError(
             "bad-option",
-            f"--fusion {name} convolves maps, and every model gives a vector. Encode one with "
+            f"--fusion {name} convolves maps, but every model gives a vector. Encode one with "
             "--output grid:7 or map, or choose --fusion lin or wsa.",
         )
     return min(sides)

@@ -111,7 +111,7 @@ def evaluate_run(
         request: Which network plays, and how.
         store: Path or URL of the run's store if it has moved; see `find_store`.
         weights: Paths of weights files by alias, if this machine keeps them elsewhere.
-        video: Whether to film the first environment, with the fusion's weights if it has any.
+        video: Whether to record the first environment, with the fusion's weights if it has any.
         threads: Number of threads that embed in parallel. By default, as many as torch uses.
         out: Folder for the results; by default, the run's own.
         on_step: Called with the player, `run` and then `random`, its steps, and its finished games.
@@ -166,7 +166,7 @@ def random_games(config: RunConfig, request: EvaluationRequest) -> RandomGames:
 def _watching(
     folder: Path, player: Player, policy: GreedyPolicy, video: bool
 ) -> Iterator[list[Watcher]]:
-    """Open the logs and films that follow the games of a run's network."""
+    """Open the logs and videos that follow the games of a run's network."""
     weighed = list(player.config.models) if player.weighs else []
     watchers: list[Watcher] = []
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
 """The report of a run: `report.html`, one self-contained page that can be mailed.
 
 It shows the settings, the fused models and their licenses, training curves, fusion weights, games
-of `wsa eval` with their intervals, numbers of passes made and saved, and the newest film. All of it
+of `wsa eval` with their intervals, numbers of passes made and saved, and the newest video. All of it
 comes from the run's folder, except the models' licenses and shapes: those come from the store, if
 it can be reached.
 """
@@ -224,7 +224,7 @@ def _passes(scalars: Mapping[str, Curve]) -> list[Part]:
 
 
 def _film(folder: Path) -> list[Part]:
-    """The newest film, if it is small enough to mail."""
+    """The newest video, if it is small enough to mail."""
     films = sorted((folder / "videos").glob("episode_*.mp4"), key=lambda p: p.stat().st_mtime)
     if not films:
         return []

@@ -211,7 +211,7 @@ def evaluation_note(evaluation: EvaluationSettings) -> str:
 
 
 def better_than_random(summary: Mapping[str, Any]) -> bool:
-    """Whether a run plays better than the random policy, by Welch's t-test at 5 %.
+    """Whether a run plays better than the random policy, by Welch's t-test at 5%.
 
     False after one game, which has no spread.
 

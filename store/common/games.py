@@ -46,6 +46,6 @@ def unknown_game(text: str) -> UsageError:
     hint = f"Did you mean {' or '.join(_BY_LETTERS[name] for name in close)}? " if close else ""
     return UsageError(
         "unknown-game",
-        f"{text!r} is not an ALE game. {hint}Games are spelled like Seaquest, MsPacman or "
+        f"{text!r} is not an ALE game. {hint}Games are spelled like Seaquest, MsPacman, or "
         "SpaceInvaders; 'wsa list --games' shows all.",
     )

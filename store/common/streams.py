@@ -24,7 +24,7 @@ class DroppingStream:
 
     Args:
         stream: The stream to write to.
-        always: Whether any error drops the output (for remarks), or only a missing reader.
+        always: Whether any error drops the output (for log messages), or only a missing reader.
     """
 
     def __init__(self, stream: TextIO, always: bool) -> None:

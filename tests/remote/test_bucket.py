@@ -73,7 +73,7 @@ def test_malformed_urls_are_refused(url):
     ],
 )  # fmt: skip
 def test_urls_with_credentials_are_refused_and_not_repeated(url):
-    with pytest.raises(UsageError, match="in the environment: ") as refused:
+    with pytest.raises(UsageError, match="into the environment: ") as refused:
         open_backend(url)
     assert "hush" not in str(refused.value) and "AKIA" not in str(refused.value)
 
@@ -118,7 +118,7 @@ ENDPOINTS = [
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_a_malformed_endpoint_is_refused(environment, endpoint):
     environment.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(UsageError, match=r"AWS_ENDPOINT_URL .* is no address of a server"):
+    with pytest.raises(UsageError, match=r"AWS_ENDPOINT_URL .* is not the address of a server"):
         RemoteBackend("s3://lab/wsa").get("x")
 
 
