@@ -43,7 +43,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise StorageError(
                 "no-space",
-                f"No space left at {path.parent} ({error.strerror}). Nothing committed was lost: "
+                f"No room left at {path.parent} ({error.strerror}). Nothing committed was lost: "
                 "free some space and run the same command again.",
             ) from None
         if error.errno in _FORBIDDEN:

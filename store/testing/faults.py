@@ -175,7 +175,7 @@ class FaultyBackend:
         """Publish a file unless one exists, and return whether this call published it."""
         fault = self._begin("put_new", path)
         if fault == "full":
-            raise StorageError("no-space", f"No space left at {path} (by plan). Free some space.")
+            raise StorageError("no-space", f"No room left at {path} (by plan). Free some space.")
         if fault == "late":
             self._on_the_way.append((path, data))
             raise _unavailable(path)
