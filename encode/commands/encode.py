@@ -190,8 +190,8 @@ def _print(report: EncodeReport) -> None:
     columns = ["key", "model", "objects", "passes made", "passes saved", "basis passes"]
     terminal.table("", columns, rows)
     if report.failed:
-        aside = [[f.model, f.game, f.segment, f.attempts, f.error.kind] for f in report.failed]
-        terminal.table("\nSet aside", ["model", "game", "segment", "attempts", "why"], aside)
+        skipped = [[f.model, f.game, f.segment, f.attempts, f.error.kind] for f in report.failed]
+        terminal.table("\nSkipped", ["model", "game", "segment", "attempts", "why"], skipped)
     rate = report.passes / report.seconds if report.seconds else 0.0
     print(
         f"{report.present} objects were there already; {terminal.duration(report.seconds)}, "

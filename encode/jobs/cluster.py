@@ -38,7 +38,7 @@ SCALE_EVERY_S = 5
 _ANY_PORT = "127.0.0.1:0"
 
 # Dask makes workers return freed memory to the system at once. A model allocates and frees
-# megabytes for each layer, and was 2.3 times slower with that setting (22 000 page faults per
+# megabytes for each layer, and was 2.3 times slower with that setting (22,000 page faults per
 # frame).
 WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": 256 << 20,

@@ -89,12 +89,12 @@ class EncodeReport:
 
     @property
     def failed(self) -> tuple[AttemptFailed, ...]:
-        """Final failures of objects that were set aside because every attempt failed."""
+        """Final failures of objects that were skipped because every attempt failed."""
         return tuple(f for f in self.failures if f.last)
 
     @property
     def exit_code(self) -> int:
-        """0, or the exit code of the first error for which an object was set aside."""
+        """0, or the exit code of the first error for which an object was skipped."""
         return self.failed[0].error.exit_code if self.failed else 0
 
     @property

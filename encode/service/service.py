@@ -252,7 +252,7 @@ class Service:
         return sorted(todo)
 
     def _excluded(self) -> set[Name]:
-        """Return the objects that are set aside for now, and those whose frames are not here."""
+        """Return the objects that are skipped for now, and those whose frames are not here."""
         now = time.monotonic()
         self._skipped = {name: it for name, it in self._skipped.items() if it[0] > now}
         skipped = defaultdict(list)
@@ -277,7 +277,7 @@ class Service:
         settings = task_settings(workers, self._backend.url, self._registered.values())
         driver = Driver(workers, settings, self._encoding.tries)
         try:
-            # Objects that copy from one that was set aside are left for the next round.
+            # Objects that copy from one that was skipped are left for the next round.
             driver.run(plan.by_segment())
         finally:  # After many failures in a row, the next round should skip these segments.
             retry = time.monotonic() + RETRY_SKIPPED_S

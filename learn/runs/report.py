@@ -202,7 +202,7 @@ def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
         style = int("random" in group)
         bars.append(figures.Bar(name, mean.value, mean.low, mean.high, style))
     note = "Mean raw return with its 95% bootstrap interval over games. Human-normalized: 0 is the published score of a random policy, 1 that of a human tester."
-    # An older wsa called this column `updates`, also for steps.
+    # An older wsa called this column `updates`, even for steps.
     named = [config.unit if c in ("trained", "updates") else c for c in columns]
     heads = (*named, "games", "mean return", "95% interval", "human-normalized")
     return [
