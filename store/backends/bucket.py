@@ -371,7 +371,7 @@ def parse(url: str) -> Place:
         raise UsageError(
             "bad-option",
             f"This {scheme} URL contains a user, a password, or a query, but every run records the "
-            f"URL of its store. Give {scheme}://BUCKET/FOLDER alone, and put credentials into the "
+            f"URL of its store. Give {scheme}://BUCKET/FOLDER alone, and put credentials in the "
             f"environment: {CREDENTIALS[scheme]}.",
         )
     raise UsageError(

@@ -73,7 +73,7 @@ def test_malformed_urls_are_refused(url):
     ],
 )  # fmt: skip
 def test_urls_with_credentials_are_refused_and_not_repeated(url):
-    with pytest.raises(UsageError, match="into the environment: ") as refused:
+    with pytest.raises(UsageError, match="in the environment: ") as refused:
         open_backend(url)
     assert "hush" not in str(refused.value) and "AKIA" not in str(refused.value)
 
