@@ -1,7 +1,7 @@
 """The `wsa` command: parse options, call one function, print its result, choose the exit code.
 
-`wsa --help` is answered from the table below without importing anything heavy. Each verb imports
-its room when it runs. Results go to standard output, progress and remarks to standard error.
+The table below answers `wsa --help` without importing anything heavy. Each command imports its
+package when it runs. Results go to standard output, progress and log messages to standard error.
 
 Exit codes: 0 done, 1 unexpected error, 2 usage, 3 not found, 4 conflict, 5 damage found,
 6 storage unavailable, 130 interrupted, 143 terminated.
@@ -85,7 +85,7 @@ GROUPS = {
             "wsa.learn.commands.collect:collect",
         ),
         "encode": Verb(
-            "run each frozen model once over every new frame",
+            "run each frozen model once on every new frame",
             "wsa encode --models vit,resnet,clip --game Seaquest",
             "wsa.encode.configs:EncodeOptions",
             "wsa.encode.commands.encode:encode",
@@ -136,7 +136,7 @@ GROUPS = {
             "wsa.learn.commands.bench:bench",
         ),
         "study": Verb(
-            "run the paper's studies, with tables and one page to mail",
+            "run the paper's studies; write tables, and a page that you can mail",
             "wsa study scale runs/Seaquest__wsa__1__1700000000 --after cached --study-dir study",
             "wsa.learn.configs.study:study_options",
             "wsa.learn.commands.study:study",
@@ -269,7 +269,7 @@ def _check_current_folder() -> None:
     try:
         Path.cwd()
     except FileNotFoundError:
-        raise UsageError("the current folder was removed. Change to another, as with cd.") from None
+        raise UsageError("the current folder was removed. Change to another one with cd.") from None
 
 
 def _check_encoding(arguments: Sequence[str]) -> None:

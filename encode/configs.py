@@ -34,7 +34,7 @@ class CheckOptions:
     """With check: how the model runs, and what is kept of its output."""
 
     output: Text = ""
-    """Output to check: pooled (if not given), cls, grid:N, or map. Palette and objects have their own."""
+    """Output to check: pooled (the default), cls, grid:N, or map. palette and objects have their own."""
     geometry: Literal["squash", "crop", "pad"] = "squash"
     """How a screen becomes the model's input."""
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
@@ -68,8 +68,8 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingOptions:
-    """How models run, and what is kept of their output. In --models, NAME:random has untrained weights,
-    NAME@OUTPUT its own output, and mine=timm:NAME names your own weights."""
+    """How models run, and what is kept of their output.
+    In --models, NAME:random has untrained weights, NAME@OUTPUT has its own output, and mine=timm:NAME has your own weights."""
 
     output: Text = ""
     """Embedding to keep: pooled, cls, grid:N, or map; reduced with +pca:K, +pca:K@GAME, or +rp:K.
@@ -79,7 +79,7 @@ class EmbeddingOptions:
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
     """Precision of the arithmetic. Less than fp32 is rejected if its error exceeds --max-step-error."""
     engine: Engine = "auto"
-    """Inference engine: the fastest accurate one, PyTorch, compiled PyTorch, or OpenVINO."""
+    """Inference engine: auto, the fastest accurate one; PyTorch; compiled PyTorch; or OpenVINO."""
     max_step_error: Annotated[float, Range(0)] = 0.1
     """Largest allowed error, as a share of the change from one step of a game to the next."""
     weights: Pairs = ()
@@ -94,7 +94,7 @@ class EmbeddingOptions:
 
 @dataclasses.dataclass(frozen=True)
 class WorkerOptions:
-    """Who does the work."""
+    """Which processes do the work."""
 
     scheduler: str = "local"
     """local: worker processes on this machine; inproc: this process; slurm; or tcp://HOST:PORT of a Dask scheduler."""
@@ -103,7 +103,7 @@ class WorkerOptions:
     tries: Annotated[int, COUNT] = 3
     """Number of attempts before a segment is skipped."""
     report: LocalPath = ""
-    """Folder for the report, summary.md and run.json; a new one in WSA_CACHE if not given."""
+    """Folder for the report (summary.md and run.json); a new one in WSA_CACHE if not given."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -135,7 +135,7 @@ class EncodeOptions(StoreOptions, Work):
     watch: Switch = False
     """Keep running: encode new frames as they arrive. It even waits for the store to exist."""
     dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
-    """Print what would be done, its size, and its time, then stop."""
+    """Print what would be done, how large it would be, and how long it would take, then stop."""
     embedding: Annotated[EmbeddingOptions, arg(name="model")] = EmbeddingOptions()
     worker: WorkerOptions = WorkerOptions()
     service: ServiceOptions = ServiceOptions()

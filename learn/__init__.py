@@ -1,6 +1,6 @@
-"""Play, fuse and learn: environments, collection, fusion modules, learners and evaluation.
+"""Play, fuse, and learn: environments, collection, fusion modules, learners, and evaluation.
 
-Called, `wsa.learn(...)`, it trains a run as the command does.
+The package is callable: `wsa.learn(...)` trains a run as the `wsa learn` command does.
 """
 
 from wsa.store.common.callable_package import make_callable

@@ -103,7 +103,7 @@ class StoreOptions:
     """Options of every verb that reads a store."""
 
     store: str = dataclasses.field(default_factory=default_store)
-    """Folder or URL of the store; also WSA_STORE."""
+    """Folder or URL of the store."""
     json: Switch = False
     """Print the result as JSON."""
 

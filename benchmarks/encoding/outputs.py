@@ -267,7 +267,7 @@ def costs() -> None:
             times.append(time.perf_counter() - started)
         rows.append([name, f"{1000 * statistics.median(times):.2f}"])
     print()
-    markdown(["", "ms a frame (median of 200)"], rows)
+    markdown(["", "ms per frame (median of 200)"], rows)
 
 
 def main(folder: Path, models: list[str]) -> None:

@@ -112,7 +112,7 @@ def live() -> None:
         "each window by itself": lambda: play(lambda e, shown: e(shown(range(len(shown.windows))))),
         "each screen once": lambda: play(ShrunkFrames(encoders, windows).embed),
     }
-    table("ms a step", interleave(contenders, ROUNDS), "each window by itself")
+    table("ms per step", interleave(contenders, ROUNDS), "each window by itself")
 
 
 def spent(backend: Backend, settings: tasks.TaskSettings, plans: list[Plan]) -> float:

@@ -162,7 +162,7 @@ def main(o: Options) -> None:
         for game in games:
             wsa.collect(game, store=folder, steps=o.steps, num_envs=4, segment_steps=100)
         snapshot = take_snapshot(open_store(folder))
-        columns = ["encoder", "arithmetic", "probe frames", *games, "largest", "the gate"]
+        columns = ["encoder", "arithmetic", "probe frames", *games, "largest", "with the limit"]
         print(markdown_table(columns, []), flush=True)
         for name in o.models.split(","):
             package = PACKAGES.get(name)

@@ -186,8 +186,8 @@ def main() -> None:
         with pretended(workers) as client:
             rows.append(measure(client, workers, seconds, chained, models, o.lasting))
             print(rows[-1], file=sys.stderr, flush=True)
-    columns = ["workers", "s a segment", "each copies from the one before", "models"]
-    markdown([*columns, "segments/s", "busy", "driver's CPU, ms a segment"], rows)
+    columns = ["workers", "s per segment", "each segment copies from the previous one", "models"]
+    markdown([*columns, "segments/s", "workers busy", "driver's CPU, ms per segment"], rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a lab saves: 4 fusions x 5 seeds on one data set, by wsa and with backbones in the loop.
+"""What a lab saves: 4 fusions x 5 seeds on one data set, by wsa and with models in the loop.
 
     python -m benchmarks.learning.lab [--updates 100] [--to-updates 100000] [--watts-per-core 4.4]
 
 The script plays a game, encodes it, and trains a grid, with the commands that a lab would use and
-one cell after the other. Then it trains on a few batches of the same data with the backbones in the
+one cell after the other. Then it trains on a few batches of the same data with the models in the
 loop, as the authors do: every state and next state goes through each model once, in the engine that
 filled the store. That learner makes the same update in all other respects.
 
@@ -68,7 +68,7 @@ class Options:
     updates: int = 100
     """Updates of each cell."""
     loop_updates: int = 2
-    """Updates with backbones in the loop, for each fusion."""
+    """Updates with models in the loop, for each fusion."""
     to_steps: int = 100_000
     """Steps of the lab's data set: the default of wsa collect."""
     to_updates: int = 100_000
@@ -154,7 +154,7 @@ def seconds_of_updates(metrics: Path) -> float:
 
 
 def looped(runs: Sequence[Path], updates: int) -> Cost:
-    """Cost of some updates of each run's learner, with its backbones in the loop."""
+    """Cost of some updates of each run's learner, with its models in the loop."""
     encoders: list[Encoder] = []
     spent = Cost()
     draw = np.random.default_rng(0)
@@ -227,7 +227,7 @@ def main(o: Options) -> None:
     begin = Part(f"start-up and final games of {cells} cells", rest)
     train = Part(f"{cells * o.updates:,} updates of wsa", updating, more_updates)
     loop = Part(
-        f"{loop_updates:,} updates with backbones in the loop",
+        f"{loop_updates:,} updates with models in the loop",
         in_loop,
         cells * o.to_updates / loop_updates,
     )
@@ -239,7 +239,7 @@ def main(o: Options) -> None:
         ["", "hours", "passes", "CPU hours", f"Wh at {o.watts_per_core:g} W per core"],
         [
             total("wsa", [once, collect, encode, begin, train], o.watts_per_core),
-            total("backbones in the loop", [collect, begin, loop], o.watts_per_core),
+            total("models in the loop", [collect, begin, loop], o.watts_per_core),
         ],
     )
     print(f"\n{second}")

@@ -4,7 +4,7 @@
     python -m benchmarks.learning.live --simulate
 
 The first rows are a plain loop that has one part of a step more in each row: the
-emulator alone, + screens made small, + each network, + acting, + the update. Then comes the rate at
+emulator alone, + shrinking screens, + each network, + acting, + the update. Then comes the rate at
 which these parts would run if they overlapped perfectly on the cores that this process may use.
 Below are whole runs, each a separate command, without start-up: each runs twice, once for longer,
 and the difference is shown.
@@ -106,7 +106,7 @@ def parts(o: Options, folder: Path) -> dict[str, Cost]:
     loop = PlainLoop(config)
     steps: dict[str, Callable[[], object]] = {
         "emulator alone": loop.emulate,
-        "+ screens made small": partial(loop.shrink, encoders),
+        "+ shrinking screens": partial(loop.shrink, encoders),
     }
     for key, window, encoder in zip(config.inputs, config.model_windows, encoders, strict=True):
         runs = encoder.engine.name if encoder.runs_network else "no network"
@@ -275,7 +275,7 @@ def main(o: Options) -> None:
         rows = [cost.row(name) for name, cost in costs_of_parts.items()]
         plain = costs_of_parts["+ update"]
         perfect = Cost(plain.steps, plain.cpu / cores(), plain.cpu)
-        rows.append(perfect.row("the same, overlapping perfectly"))
+        rows.append(perfect.row("the same, if all parts overlapped perfectly"))
         pythons = {"wsa": sys.executable} | ({"wsa before": o.before} if o.before else {})
         models, numbers = f"--models={o.models}", iter(range(10**6))
         contenders: dict[str, Callable[[], Cost]] = {}
@@ -302,7 +302,7 @@ def main(o: Options) -> None:
         for name, costs in measured.items():
             typical = statistics.median_low([cost.wall / cost.steps for cost in costs])
             rows.append(next(c for c in costs if c.wall / c.steps == typical).row(name))
-        markdown(["", "steps/s", "CPU ms a step", "cores"], rows)
+        markdown(["", "steps/s", "CPU ms per step", "cores"], rows)
         rates = {
             name: statistics.median([c.steps / c.wall for c in costs])
             for name, costs in measured.items()

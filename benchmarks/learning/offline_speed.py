@@ -3,7 +3,7 @@
     python -m benchmarks.learning.offline_speed [updates] [backbones] [adapters]        default: all three
 
 - updates: the same update on tensors in RAM, with random draws on both sides.
-- backbones: the same update with the backbones in the loop, as the authors train: every state and
+- backbones: the same update with the models in the loop, as the authors train: every state and
   next state of a batch goes through each of lite0, lite1, and lite2 once.
 - adapters: one product over stacked weights instead of a loop over models.
 
@@ -131,12 +131,12 @@ def backbones(flat: FlatMap, folder: Path) -> None:
 
     contenders: dict[str, Callable[[], int]] = {
         "flat map": lambda: cached.update(1, mapped.draw()) and 1,
-        "backbones in the loop": with_backbones,
+        "models in the loop": with_backbones,
     }
     print("\nThe same update, batch 32, with lite0, lite1 and lite2 in the loop:\n")
     before = Encoder.total_passes
     rates = interleave({n: (lambda w=w: rate(w, 2.0)) for n, w in contenders.items()}, 3)
-    table("updates/s", rates, "backbones in the loop")
+    table("updates/s", rates, "models in the loop")
     assert Encoder.total_passes > before
     before = Encoder.total_passes
     with_backbones()
@@ -149,7 +149,7 @@ def backbones(flat: FlatMap, folder: Path) -> None:
     markdown(
         ["", "for an update", "for an environment step, acting included"],
         [
-            ["backbones in the loop", f"{an_update:.0f}", f"{an_update / 4 + 1:.0f}"],
+            ["models in the loop", f"{an_update:.0f}", f"{an_update / 4 + 1:.0f}"],
             ["encoded once", 0, f"{frames:.2f}"],
         ],
     )

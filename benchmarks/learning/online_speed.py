@@ -238,7 +238,12 @@ def main() -> None:
         )
         print("\nPasses of each model an environment step:\n")
         markdown(
-            ["", "backbones in the network", "wsa, nothing in the store", "wsa, all in the store"],
+            [
+                "",
+                "models in the network",
+                "wsa, nothing in the store",
+                "wsa, everything in the store",
+            ],
             [
                 ["PPO", f"{states / steps:.2f}", f"{first.passes / models / steps:.2f}", "0"],
                 ["double DQN", f"{dqn_states / 1000:.2f}", f"{dqn.passes / 1000:.2f}", "0"],

@@ -256,8 +256,9 @@ def table(o: Options, folder: Path) -> None:
         base = base if name.startswith("wsa") else typical
         _, rate, *rest = cost.row(name)
         rows.append([method.upper(), name, threads, rate, f"{base / typical:.2f}", *rest])
-    columns = ["", "", "threads", "steps/s or updates/s", "ratio to the peer"]
-    markdown([*columns, "CPU ms each", "cores"], rows)
+    columns = ["algorithm", "library and input", "threads", "steps/s (CQL: updates/s)"]
+    columns += ["ratio to the other library", "CPU ms per step or update", "cores busy"]
+    markdown(columns, rows)
 
 
 def play(o: Options, contender: Contender, threads: int, folder: Path) -> list[tuple[float, float]]:

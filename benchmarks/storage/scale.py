@@ -126,11 +126,11 @@ def main() -> None:
         count = fill(root / "store", segments)
         timed("open, first time on this machine", lambda: take_snapshot(backend))
         snapshot = timed("open again", lambda: take_snapshot(backend))
-        timed("look again, nothing new", lambda: take_snapshot(backend, snapshot))
-        timed("list segments, embeddings and models", lambda: lists(snapshot))
+        timed("refresh, nothing new", lambda: take_snapshot(backend, snapshot))
+        timed("list segments, embeddings, and models", lambda: lists(snapshot))
         everything = np.concatenate([digests(snapshot, meta) for meta in snapshot.segments()])
-        index = timed("index of all digests", partial(DigestIndex, everything))
-        timed("look a segment's digests up", partial(index.find, everything[:DISTINCT]))
+        index = timed("index all digests", partial(DigestIndex, everything))
+        timed("look up the digests of a segment", partial(index.find, everything[:DISTINCT]))
         del index, everything
         Snapshot.read_digests = digests  # type: ignore[method-assign]
         plan = timed("plan", lambda: make_plan(snapshot, MODELS, ["Seaquest"]))

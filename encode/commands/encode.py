@@ -57,8 +57,8 @@ def encode(o: EncodeOptions) -> int:
         _print(report)
     if report.failed:
         terminal.say(
-            f"wsa encode: {len(report.failed)} objects were set aside after {o.worker.tries} attempts each, "
-            f"the rest is done. {report.failed[0].error}"
+            f"wsa encode: {len(report.failed)} objects were skipped after {o.worker.tries} "
+            f"attempts each; the rest is done. {report.failed[0].error}"
         )
     return report.exit_code
 
@@ -186,8 +186,8 @@ def _print(report: EncodeReport) -> None:
     columns = ["key", "model", "objects", "passes made", "passes saved", "basis passes"]
     terminal.table("", columns, rows)
     if report.failed:
-        aside = [[f.model, f.game, f.segment, f.attempts, f.error.kind] for f in report.failed]
-        terminal.table("\nSet aside", ["model", "game", "segment", "attempts", "why"], aside)
+        skipped = [[f.model, f.game, f.segment, f.attempts, f.error.kind] for f in report.failed]
+        terminal.table("\nSkipped", ["model", "game", "segment", "attempts", "why"], skipped)
     rate = report.passes / report.seconds if report.seconds else 0.0
     print(
         f"{report.present} objects were there already; {terminal.duration(report.seconds)}, "
@@ -205,15 +205,17 @@ def _check(o: EncodeOptions) -> None:
             "--models names no model; leave it out, or write --models vit,resnet,clip."
         )
     if o.watch and o.dry_run:
-        raise UsageError("--watch has no end to plan for; leave --dry-run out.")
+        raise UsageError("--watch never ends, so there is nothing to plan; leave out --dry-run.")
     if o.watch and o.worker.report:
-        raise UsageError("--watch has no end to report; leave --report out, and ask 'wsa status'.")
+        raise UsageError(
+            "--watch never ends, so it writes no report; leave out --report, and use 'wsa status'.",
+        )
     for name in ("poll", "beat", "metrics_port", "metrics_host"):
         if not o.watch and getattr(o.service, name) != getattr(ServiceOptions, name):
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} is for a service; add --watch.")
     if o.service.metrics_host != ServiceOptions.metrics_host and o.service.metrics_port is None:
-        raise UsageError("--metrics-host serves nothing; add --metrics-port.")
+        raise UsageError("--metrics-host has no effect alone; add --metrics-port.")
     slurm.check_scheduler(o.slurm, o.worker.scheduler)
 
 
@@ -277,7 +279,7 @@ def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
         run_by = event.choice.run_by if event.choice else "nothing to run"
         return f"{event.spec.key}: {run_by}{fitted}"
     if isinstance(event, events.AttemptFailed):
-        then = "it is set aside" if event.last else "this run tries it again"
+        then = "it is skipped" if event.last else "this run tries it again"
         return (
             f"{event.model} on {event.game} {event.segment}: {event.error} "
             f"(Attempt {event.attempts}; {then}.)"

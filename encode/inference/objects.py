@@ -126,8 +126,8 @@ def make(levels: Levels, classes: NDArray[np.uint8], most: int) -> Objects:
     """
     if not 1 <= most <= MOST_CLASSES:
         raise UsageError(
-            f"objects:{most} cannot be: things have one of {LEVELS} grey levels and {len(SIZES) + 1} "
-            f"sizes. Ask for 1 to {MOST_CLASSES} classes."
+            f"objects:{most} is not possible: objects have one of {LEVELS} gray levels and one of "
+            f"{len(SIZES) + 1} sizes. Ask for 1 to {MOST_CLASSES} classes."
         )
     return Objects(levels.first(LEVELS), classes[:most])
 

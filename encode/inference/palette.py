@@ -61,7 +61,7 @@ def make(levels: Levels, most: int) -> Palette:
         UsageError: If `most` is out of range.
     """
     if not 1 <= most <= MOST_LEVELS:
-        raise UsageError(f"palette:{most} cannot be: ask for 1 to {MOST_LEVELS} grey levels.")
+        raise UsageError(f"palette:{most} is not possible: ask for 1 to {MOST_LEVELS} gray levels.")
     return Palette(levels.first(most))
 
 

@@ -93,7 +93,7 @@ class Trunk(nn.Module):
         side = math.isqrt(count)
         height, width = stated or (side, side)
         if height * width != count:
-            raise self._refusal(f"has {count} tokens, which are no map", "pooled")
+            raise self._refusal(f"has {count} tokens, which are not a map", "pooled")
         return height, width
 
     def _refusal(self, found: str, instead: str) -> UsageError:

@@ -38,7 +38,7 @@ SCALE_EVERY_S = 5
 _ANY_PORT = "127.0.0.1:0"
 
 # Dask makes workers return freed memory to the system at once. A model allocates and frees
-# megabytes for each layer, and was 2.3 times slower with that setting (22 000 page faults per
+# megabytes for each layer, and was 2.3 times slower with that setting (22,000 page faults per
 # frame).
 WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": 256 << 20,
@@ -96,8 +96,8 @@ def connect(
     """
     if workers and scheduler not in ("local", "slurm"):
         raise UsageError(
-            f"--workers {workers}: {option} {scheduler} has its own. Leave out --workers; a running "
-            "scheduler's are started with 'dask worker'."
+            f"--workers {workers}: {option} {scheduler} has workers of its own. Leave out "
+            "--workers; start more workers with 'dask worker'.",
         )
     for name in ("distributed", "distributed.client", "distributed.gc"):  # Each has its own level.
         logging.getLogger(name).setLevel(logging.CRITICAL)  # Errors are raised here.
@@ -219,8 +219,8 @@ def _start_processes(
         place = config.get("temporary-directory", None) or tempfile.gettempdir()
         raise StorageError(
             "unavailable",
-            f"Dask cannot start workers here ({error}). It needs ports of its own, and room in "
-            f"{place}: set DASK_TEMPORARY_DIRECTORY to a folder that you can write to.",
+            f"Dask cannot start workers here ({error}). It needs free ports, and space in {place}: "
+            "set DASK_TEMPORARY_DIRECTORY to a folder that you can write to.",
         ) from None
     _keep_scaled(lambda: cluster.scale(count), cluster.loop, stack)
     return stack.enter_context(_client(cluster))
@@ -234,10 +234,10 @@ def _await_processes(client: Client, count: int) -> None:
         started: Any = client.nthreads()
         raise StorageError(
             "unavailable",
-            f"Of {count} worker processes here {len(started)} started within "
-            f"{WAIT_FOR_PROCESSES_S} s. Ask for fewer, --workers 1, or for none, --scheduler inproc, "
-            "which says why one cannot start. If a script of yours called wsa, put the call behind "
-            "if __name__ == '__main__': workers import the script.",
+            f"Only {len(started)} of {count} worker processes started within "
+            f"{WAIT_FOR_PROCESSES_S} s. Use fewer (--workers 1), or none (--scheduler inproc), "
+            "which shows why one cannot start. If your own script called wsa, put the call under "
+            "if __name__ == '__main__', because workers import the script.",
         ) from None
 
 

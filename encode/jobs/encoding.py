@@ -21,7 +21,7 @@ class Encoding:
         device: `cpu`, `cuda`, or `auto`, which is the GPU if a worker offers one.
         engine: Inference engine; `auto` is the fastest accurate one.
         max_step_error: Largest step-relative error of a reduced precision.
-        tries: Number of attempts before a segment is set aside.
+        tries: Number of attempts before a segment is skipped.
     """
 
     requests: Sequence[Request]

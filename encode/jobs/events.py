@@ -93,7 +93,7 @@ class AttemptFailed:
         segment: Id of the segment.
         model: Model key.
         attempts: Number of attempts, with this one.
-        last: Whether the object is now set aside; otherwise there is another attempt.
+        last: Whether the object is skipped from now on; otherwise there is another attempt.
         error: Reason.
         worker: Address of the worker.
     """

@@ -22,7 +22,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "openvino", "distributed", "zarr", 
 
 COLUMNS = (
     "model", "run by", "objects", "frames or windows", "passes", "copied", "passes/s of a worker",
-    "s reading", "s running", "s writing", "set aside",
+    "s reading", "s running", "s writing", "skipped",
 )  # fmt: skip
 
 
@@ -89,12 +89,12 @@ class EncodeReport:
 
     @property
     def failed(self) -> tuple[AttemptFailed, ...]:
-        """Final failures of objects that were set aside because every attempt failed."""
+        """Final failures of objects that were skipped because every attempt failed."""
         return tuple(f for f in self.failures if f.last)
 
     @property
     def exit_code(self) -> int:
-        """0, or the exit code of the first error for which an object was set aside."""
+        """0, or the exit code of the first error for which an object was skipped."""
         return self.failed[0].error.exit_code if self.failed else 0
 
     @property
@@ -274,7 +274,7 @@ def summary(values: dict[str, Any]) -> str:
         lines += ["", "## Failed attempts", ""]
         lines += [
             f"- {f['model']} on {f['game']} {f['segment']}, attempt {f['attempt']}"
-            f"{', set aside' if f['set_aside'] else ''}: {f['why']} (`{f['kind']}`)"
+            f"{', skipped' if f['set_aside'] else ''}: {f['why']} (`{f['kind']}`)"
             for f in values["failed_attempts"]
         ]
     if values["unfit_workers"]:

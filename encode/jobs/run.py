@@ -1,7 +1,7 @@
 """Encode a store: register the models, make a plan, execute it, and report.
 
 Committed objects stay, so the same command continues after any interruption. Objects that fail
-every attempt are set aside and reported, and the rest is encoded.
+every attempt are skipped and reported, and the rest is encoded.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def encode_on(
     again = plan
     try:
         while driver.run(again.by_segment()):
-            # Objects were left out because they copy from one that was set aside. A new plan runs
+            # Objects were left out because they copy from one that was skipped. A new plan runs
             # those frames through the model.
             snapshot = take_snapshot(backend, snapshot)
             again = _plan(snapshot, registered, encoding.games, driver.skipped)

@@ -1,8 +1,8 @@
-"""Execute a plan on the workers: submit tasks, retry failures, set aside what keeps failing.
+"""Execute a plan on the workers: submit tasks, retry failures, skip what keeps failing.
 
 A segment is one task for all of its models. If it copies rows from a segment in progress, it is two
 tasks, `embed` and `commit`, so that no model waits for a commit. A few segments per thread are in
-flight. Each failure counts as an attempt. An object that fails every attempt is set aside; objects
+flight. Each failure counts as an attempt. An object that fails every attempt is skipped; objects
 that copy from it are left out for another plan, which runs the frames for one of them. Committed
 objects never run again.
 """
@@ -24,7 +24,7 @@ from wsa.encode.jobs.tasks import Failed, TaskSettings
 from wsa.encode.jobs.workers import Workers
 from wsa.store.common.errors import StorageError
 
-# If this many segments in a row are set aside, the cause is not in the segments.
+# If this many segments in a row are skipped, the cause is not in the segments.
 TOO_MANY_IN_A_ROW = 20
 
 Segment = tuple[str, str]
@@ -72,7 +72,7 @@ class Driver:
         self.failures: list[AttemptFailed] = []
         self._failed_in_a_row = 0
         self._retries: list[_SegmentWork] = []
-        # Segments that were started and are neither committed nor set aside.
+        # Segments that were started and are neither committed nor skipped.
         self._unfinished: dict[Segment, _SegmentWork] = {}
         self._in_flight: dict[Any, _SegmentWork] = {}
         self._dependents: dict[Segment, list[_SegmentWork]] = defaultdict(list)
@@ -86,7 +86,7 @@ class Driver:
             works: Items of each segment, in an order in which copies refer to earlier items.
 
         Returns:
-            Objects left out because they copy from one that was set aside. They need a new plan
+            Objects left out because they copy from one that was skipped. They need a new plan
             without `skipped`.
 
         Raises:
@@ -232,7 +232,7 @@ class Driver:
     def _check_failures_in_a_row(
         self, work: _SegmentWork, outcomes: Sequence[SegmentDone | Failed]
     ) -> None:
-        """Count consecutive segments of which an object was set aside; raise if there are too many."""
+        """Count consecutive segments of which an object was skipped; raise if there are too many."""
         if any(isinstance(outcome, SegmentDone) for outcome in outcomes):
             self._failed_in_a_row = 0
         elif not self.skipped.isdisjoint(item.name for item in work.items):

@@ -89,7 +89,8 @@ def check_scheduler(jobs: SlurmOptions, scheduler: str) -> None:
 
     if scheduler not in ("local", "inproc", "slurm") and "://" not in scheduler:
         raise UsageError(
-            f"--scheduler {scheduler!r} is not one; write local, inproc, slurm, or tcp://HOST:PORT."
+            f"--scheduler {scheduler!r} is not a scheduler; write local, inproc, slurm, or "
+            "tcp://HOST:PORT."
         )
     check_ranges(jobs)
     try:
@@ -139,8 +140,8 @@ def start(
     if submit and not shutil.which("sbatch"):
         raise MissingError(
             "no-library",
-            "--scheduler slurm: there is no sbatch here. Run it on a machine that submits jobs; "
-            "--dry-run shows the job's script anywhere.",
+            "--scheduler slurm: there is no sbatch here. Run this command on a machine that "
+            "submits jobs; --dry-run shows the job's script anywhere.",
         )
     from distributed.deploy.spec import ProcessInterface
 
@@ -294,8 +295,8 @@ class JobKeeper:
             elif name not in self._seen:
                 self._cluster.fruitless.append(f"{job.job_id} {state.lower()}")
                 terminal.say(
-                    f"SLURM's job {job.job_id} is over ({state.lower()}) and had no worker; another "
-                    "is submitted"
+                    f"SLURM job {job.job_id} ended ({state.lower()}) without a worker; submitting "
+                    "another"
                 )
             if state in _OVER or now - self._seen.get(name, now) > GONE_S:
                 del self._cluster.worker_spec[name]
@@ -353,8 +354,8 @@ def await_worker(client: Client, cluster: Any, jobs: SlurmOptions) -> None:
                 raise StorageError(
                     "unavailable",
                     f"{len(cluster.fruitless)} of SLURM's jobs ended before they had a worker (job "
-                    f"{cluster.fruitless[-1]}). See their output{where}. A job that cannot "
-                    "write there fails, too: --slurm-extra=--output=/some/folder/%j.out chooses "
+                    f"{cluster.fruitless[-1]}). See their output{where}. A job that cannot write "
+                    "its output fails too; --slurm-extra=--output=/some/folder/%j.out chooses "
                     "another place.",
                 ) from None
             if not announced:

@@ -59,8 +59,8 @@ class Workers:
         offered = any(GPU in one["resources"] for one in self._info.values())
         if device == "cuda" and not offered:
             raise UsageError(
-                "--device cuda: no worker offers a GPU. A Dask worker on a machine that has one is "
-                f"started with: dask worker --resources {GPU}=1"
+                "--device cuda: no worker offers a GPU. On a machine with a GPU, start a Dask "
+                f"worker with: dask worker --resources {GPU}=1"
             )
         self.device = "cuda" if offered and device != "cpu" else "cpu"
         in_all = sum(one["nthreads"] for one in self._info.values())

@@ -321,7 +321,7 @@ class Lookup:
             if not np.isfinite(rows).all():
                 raise ConflictError(
                     "not-finite",
-                    f"Model {key} gave an embedding that is not a number, or too large for "
+                    f"Model {key} returned an embedding that is NaN, or too large for "
                     f"{self.dtype}, for a frame just played. Check the weights file; if the model "
                     "was encoded with --precision, try fp32.",
                 )
@@ -368,6 +368,6 @@ def _engine_failed(key: str, engine: str, error: BaseException) -> ConflictError
     why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return ConflictError(
         "model-failed",
-        f"{engine} failed in the middle of play when it ran {key} ({why}). 'wsa learn --resume RUN' "
+        f"{engine} failed during play when it ran {key} ({why}). 'wsa learn --resume RUN' "
         "continues from the last checkpoint; --engine torch runs the model without it.",
     )

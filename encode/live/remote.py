@@ -98,14 +98,14 @@ class RemoteEncoder:
         except CancelledError:
             raise StorageError(
                 "unavailable",
-                "The Dask scheduler that --encoder names has gone. Start it and its workers again; "
-                "'wsa learn --resume RUN' goes on from the last checkpoint.",
+                "The Dask scheduler that --encoder names is gone. Start it and its workers again; "
+                "'wsa learn --resume RUN' continues from the last checkpoint.",
             ) from None
         except RuntimeError as error:  # For example KilledWorker.
             raise ConflictError(
                 "other-bytes",
-                f"The Dask workers cannot embed with {self._key} ({type(error).__name__}). Look "
-                "into their logs, or leave out --encoder.",
+                f"The Dask workers cannot embed with {self._key} ({type(error).__name__}). Check "
+                "their logs, or leave out --encoder.",
             ) from None
 
     def _wait(self, futures: list[Any]) -> None:
@@ -119,8 +119,8 @@ class RemoteEncoder:
                 if alone and not self._client.nthreads():
                     raise StorageError(
                         "unavailable",
-                        "The Dask scheduler that --encoder names has no workers any more. Start "
-                        "some; 'wsa learn --resume RUN' goes on from the last checkpoint.",
+                        "The Dask scheduler that --encoder names has no workers left. Start some; "
+                        "'wsa learn --resume RUN' continues from the last checkpoint.",
                     ) from None
                 alone = not self._client.nthreads()
             else:
@@ -140,8 +140,8 @@ def remote_encoders(
     """
     if not scheduler.startswith(("tcp://", "tls://")):
         raise UsageError(
-            f"--encoder {scheduler!r} is no address; write tcp://HOST:8786 of a Dask scheduler, or "
-            "leave it out to embed in this process."
+            f"--encoder {scheduler!r} is not an address; write tcp://HOST:8786 of a Dask "
+            "scheduler, or leave it out to embed in this process."
         )
     with connect(scheduler, 0, option="--encoder") as (client, _):
         workers = Workers(client, "auto", lambda event: None)

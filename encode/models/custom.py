@@ -58,12 +58,12 @@ class Input:
             raise ValueError(f"mean and std must have {depth} numbers for {self.channels}")
         if min(self.height, self.width) < 1 or min(std) <= 0 or not 0 < self.crop <= 1:
             raise ValueError(
-                "height, width and std must be above 0, and crop above 0 and at most 1"
+                "height, width, and std must be above 0, and crop above 0 and at most 1"
             )
         if self.interpolation not in ("bilinear", "bicubic", "area"):
-            raise ValueError(f"interpolation {self.interpolation!r} is not one")
+            raise ValueError(f"interpolation {self.interpolation!r} is unknown")
         if self.geometry not in ("squash", "crop", "pad"):
-            raise ValueError(f"geometry {self.geometry!r} is not one")
+            raise ValueError(f"geometry {self.geometry!r} is unknown")
         return Preprocessing(
             geometry=self.geometry,
             height=self.height,

@@ -76,8 +76,8 @@ def build(request: Request) -> Any:
         if kind != "archive" and file.suffix != ".safetensors":
             raise ConflictError(
                 "other-weights",
-                f"{file} is no safetensors file, and wsa reads no other because a store names it. Name "
-                f"it yourself: --weights {request.alias}=PATH.",
+                f"{file} is not a safetensors file, and wsa reads no other kind because a store "
+                f"names it. Name it yourself: --weights {request.alias}=PATH.",
             )
         model = _create(request, file)
     model.reset_classifier(0)
@@ -206,8 +206,8 @@ def _no_weights(request: Request, why: str) -> MissingError:
     asked = request.alias if request.alias in ALIASES else f"timm:{request.timm_name}"
     return MissingError(
         "no-weights",
-        f"No weights for {request.alias} ({request.timm_name}): {why}. Ways out: give a file, "
-        f"--weights {request.alias}=PATH.safetensors; fill the Hugging Face cache on a machine "
-        f"with a network and copy it (HF_HOME); {lite}; or ask for untrained weights as "
+        f"No weights for {request.alias} ({request.timm_name}): {why}. Do one of these: give a "
+        f"file, --weights {request.alias}=PATH.safetensors; fill the Hugging Face cache on a "
+        f"machine with a network and copy it (HF_HOME); {lite}; or ask for untrained weights as "
         f"{asked}:random.",
     )

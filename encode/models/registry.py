@@ -261,8 +261,8 @@ def _fitted(text: str, output: str, precision: Precision) -> Request:
         raise UsageError(f"{text}: {text.partition(':')[0]} has no weights. Leave out :random.")
     if precision != "fp32":
         raise UsageError(
-            f"--precision {precision}: {text} has no network to run. Encode it by a command without "
-            "--precision."
+            f"--precision {precision}: {text} has no network to run. Encode it with a command "
+            "without --precision."
         )
     is_own = output and parse_output(output).reduction == text
     return Request(text, screen.NAME, screen.SOURCE, output if is_own else own_output)

@@ -334,8 +334,8 @@ def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) 
         if not error <= probe.MAX_STEP_ERROR:
             raise ConflictError(
                 "model-drift",
-                f"{key} has lost its record, and the embeddings that it has in the store differ by "
-                f"{error:.3g} of what changes from frame to frame from those it gives here (limit "
+                f"{key} has lost its record, and its embeddings in the store differ by {error:.3g} "
+                "of what changes from frame to frame from those that it gives here (limit "
                 f"{probe.MAX_STEP_ERROR}). Nothing was written. Fetch the model from the store it "
                 "came from with 'wsa pull', or install the library versions of that time.",
             )

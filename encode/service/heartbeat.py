@@ -43,10 +43,10 @@ class ModelCounters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         done: Number of segments encoded.
         failed: Number of times that a segment failed every attempt.
-        set_aside: Number of segments that are currently set aside for this.
+        set_aside: Number of segments that are currently skipped for this.
         passes: Number of frames that went through the model.
         saved: Number of frames whose embedding was copied instead.
-        todo: Number of segments still to encode, without those set aside.
+        todo: Number of segments still to encode, without those skipped.
         todo_frames: Number of frames in these segments.
     """
 

@@ -192,7 +192,7 @@ class Service:
         skipped = sorted(self._rejected_games)
         if self._skipped:
             skipped.insert(0, f"{len(self._skipped)} objects")
-        but = f" but {', '.join(skipped)}, set aside" if skipped else ""
+        but = f" but {', '.join(skipped)}, skipped" if skipped else ""
         return f"everything is encoded{but}" + (f"; {awaited}" if awaited else "")
 
     def _lacks_fitted_models(self) -> bool:
@@ -222,7 +222,7 @@ class Service:
                 if error.kind != "step-error":
                     raise
                 self._rejected_games[game] = error
-                self._log(f"set aside: {game}, until the service is restarted: {error}")
+                self._log(f"skipped: {game}, until the service is restarted: {error}")
             self._checked_games.add(game)
 
     def _present_games(self) -> set[str]:
@@ -252,7 +252,7 @@ class Service:
         return sorted(todo)
 
     def _excluded(self) -> set[Name]:
-        """Return the objects that are set aside for now, and those whose frames are not here."""
+        """Return the objects that are skipped for now, and those whose frames are not here."""
         now = time.monotonic()
         self._skipped = {name: it for name, it in self._skipped.items() if it[0] > now}
         skipped = defaultdict(list)
@@ -277,7 +277,7 @@ class Service:
         settings = task_settings(workers, self._backend.url, self._registered.values())
         driver = Driver(workers, settings, self._encoding.tries)
         try:
-            # Objects that copy from one that was set aside are left for the next round.
+            # Objects that copy from one that was skipped are left for the next round.
             driver.run(plan.by_segment())
         finally:  # After many failures in a row, the next round should skip these segments.
             retry = time.monotonic() + RETRY_SKIPPED_S
@@ -287,7 +287,7 @@ class Service:
         made, saved = sum(d.passes for d in driver.done), sum(d.copied for d in driver.done)
         self._log(
             f"encoded {len(driver.done)} objects of {about}: {made} passes made, {saved} saved"
-            + (f", {len(skipped)} objects set aside" if skipped else "")
+            + (f", {len(skipped)} objects skipped" if skipped else "")
         )
 
     def _plan(self, pairs: Sequence[Pair], least: int) -> Plan:
@@ -322,7 +322,7 @@ class Service:
             require_present(self._backend)  # Otherwise the segment is not to blame.
             if event.last:
                 where = f"{event.game} {event.segment} by {event.model}"
-                self._log(f"set aside: {where}, after {event.attempts} attempts: {event.error}")
+                self._log(f"skipped: {where}, after {event.attempts} attempts: {event.error}")
 
     def _back_off(self, state: State, error: Exception) -> None:
         """Report trouble and wait, longer each time, with jitter against retries in lockstep."""

@@ -204,7 +204,7 @@ def failures(stored: StoredHeartbeat) -> list[str]:
     """List the problems of a service: the error that it waits out, and what it skipped."""
     heartbeat = stored.heartbeat
     lines = [f"trouble: {heartbeat.trouble}"] if heartbeat.trouble else []
-    lines += [f"set aside: {what}" for what in heartbeat.set_aside]
+    lines += [f"skipped: {what}" for what in heartbeat.set_aside]
     count = sum(work.set_aside for work in heartbeat.models.values())
     if count > len(heartbeat.set_aside):
         lines.append(f"and {count - len(heartbeat.set_aside)} more")

@@ -60,13 +60,13 @@ def encoder(
     if fitted:
         requests = registry.for_games([request], [game]) if game else []
         if not requests:
-            raise UsageError(f"{model} has a fit for each game: give it, as game='Pong'.")
+            raise UsageError(f"{model} is fitted to each game: name one, such as game='Pong'.")
         (request,) = requests
     parsed = parse_output(request.output)
     if parsed.game and not fitted:
         raise UsageError(
-            f"output {output_name!r} is fitted on frames of a store: encode it there, and open it with "
-            "wsa.open(url).encoder(key)."
+            f"output {output_name!r} is fitted on frames of a store: encode with it there, and "
+            "open it with wsa.open(url).encoder(key)."
         )
     module = networks.build(request)
     identity = identify(module, request)

@@ -165,8 +165,8 @@ class Run:
         if len(screens) != self._playing or self._policy is None:
             if not begins.all():
                 raise UsageError(
-                    f"act() was given {len(screens)} games and played {self._playing} before: games "
-                    "begin together, with first=True for each."
+                    f"act() was given {len(screens)} games but {self._playing} before. To change "
+                    "the number, begin all games together, with first=True for each."
                 )
             self._playing = len(screens)
             self._policy = self._player.policy(self._playing, self._epsilon, self._seed)

@@ -187,7 +187,7 @@ def check(o: BenchOptions) -> None:
     for game in o.games:
         atari.check_game(game)
     if not (o.games and o.seeds and o.fusions):
-        raise UsageError("--games, --seeds and --fusions need at least one value each.")
+        raise UsageError("--games, --seeds, and --fusions need at least one value each.")
     check_ranges(o)
     slurm.check_scheduler(o.slurm, o.worker.scheduler)
     user_code.type_in(o.fusions)

@@ -267,7 +267,7 @@ def _section(
             ["method", *games, "IQM", "games x seeds", "parameters"],
             normalised,
             "0 is the score of a random policy, 1 that of a human tester (Mnih et al., 2015; Wang et "
-            "al., 2016). IQM: interquartile mean over games x seeds, with 95 % stratified bootstrap "
+            "al., 2016). IQM: interquartile mean over games x seeds, with 95% stratified bootstrap "
             "interval; a single seed has none. Parameters: number of trainable parameters of the "
             "largest network, including its head.",
         ),

@@ -270,7 +270,7 @@ def _open(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
             arrays: dict[str, Any] = dict(group.arrays())
             attributes = group.attrs.asdict()
         elif not zipfile.is_zipfile(path):  # numpy's own message is to load it unsafely.
-            raise ValueError("it is no zip archive")
+            raise ValueError("it is not a zip archive")
         else:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                 arrays, attributes = {name: found[name] for name in found.files}, {}

@@ -81,8 +81,8 @@ def state_protocol(
     missing = [_FACTS[name][0] for name, value in facts.items() if value is None]
     if missing:
         raise UsageError(
-            f"The data does not say how {game} was played. Say it: {' and '.join(missing)}, or "
-            "--protocol classic or v5 where it was played so."
+            f"The data does not say how {game} was played. State it with {' and '.join(missing)}, "
+            "or with --protocol classic or v5 if it was played that way."
         )
     if (
         facts["frame_skip"] < 1
@@ -145,7 +145,7 @@ def plan_import(
         if wrong.any():
             raise UsageError(
                 f"Step {wrong.argmax()} of episode {number} has an action out of range: {game} has "
-                f"actions 0 to {actions - 1}. 'wsa import --help' tells of --full-action-space."
+                f"actions 0 to {actions - 1}. See --full-action-space in 'wsa import --help'."
             )
         content.append(_content(episode))
         done += len(episode)

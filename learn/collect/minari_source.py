@@ -112,11 +112,12 @@ def _environment(name: str, spec: Any) -> tuple[str, PartialProtocol]:
     by_rom = {rom: game for game, rom in games.games().items()}
     game = by_rom.get(str(options.get("game")), "")
     if not game:
-        raise UsageError(f"{name} was played in {spec.id}, which is no Atari game of ALE.")
+        raise UsageError(f"{name} was played in {spec.id}, which is not an Atari game of ALE.")
     if options.get("mode") or options.get("difficulty"):
         raise UsageError(
             f"{name} was played in mode {options.get('mode')}, difficulty "
-            f"{options.get('difficulty')}. wsa knows every game's own mode and difficulty only."
+            f"{options.get('difficulty')}. wsa imports only the default mode and difficulty of a "
+            "game."
         )
     skip: Any = options.get("frameskip", 4)
     noop_max, max_pool = 0, False
@@ -125,8 +126,8 @@ def _environment(name: str, spec: Any) -> tuple[str, PartialProtocol]:
         if wrapper.name == "AtariPreprocessing":
             if wrapper_options.get("terminal_on_life_loss"):
                 raise UsageError(
-                    f"{name} ends an episode at every lost life, so its episodes are no games. "
-                    "Record it again without terminal_on_life_loss."
+                    f"{name} ends an episode at every lost life, so its episodes are not full "
+                    "games. Record it again without terminal_on_life_loss."
                 )
             inner_skip = wrapper_options.get("frame_skip", 4)
             skip = inner_skip if skip == 1 else None

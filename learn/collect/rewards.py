@@ -18,7 +18,7 @@ def rewarded_steps(snapshot: Snapshot, segments: Sequence[SegmentMeta]) -> int:
 def warning(game: str, steps: int) -> str:
     """Return the warning for a game in which none of `steps` steps earned a reward."""
     return (
-        f"none of these {steps:,} steps of {game} earned a reward, so CQL and DQN have "
-        "nothing to learn from them. Collect more, or with a policy that scores (wsa collect "
-        f"--game {game} --policy RUN), or learn while playing (wsa learn --online)."
+        f"none of these {steps:,} steps of {game} earned a reward, so CQL and DQN have nothing to "
+        f"learn from them. Collect more, or with a policy that scores (wsa collect --game {game} "
+        "--policy RUN), or train while the agent plays (wsa learn --online)."
     )

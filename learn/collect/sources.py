@@ -136,8 +136,8 @@ def make_episode(
     if (ended | cut)[:-1].any():
         at = int(np.argmax(ended | cut))
         raise UsageError(
-            f"{where} goes on after its end at step {at} of {len(actions)}. Every episode must be "
-            "followed by its last observation, and then by the next episode's first."
+            f"{where} continues after its end at step {at} of {len(actions)}. Every episode must "
+            "be followed by its last observation, and then by the next episode's first."
         )
     cut[-1] |= not ended[-1]
     lives_left = np.zeros(len(actions) + 1) if lives is None else lives

@@ -45,7 +45,7 @@ def examine(store: str) -> Iterator[Finding]:
     yield from _weights()
     finding = _store(store)
     yield finding
-    # Do not try a second time a place that cannot be used.
+    # Do not try an unusable location a second time.
     if finding.ok is not False:
         backend = open_backend(store)
         yield _bucket(backend) if "://" in backend.url else _disk("store disk", Path(backend.url))

@@ -78,7 +78,7 @@ def show(o: ShowOptions) -> int:
             _refuse_alias(o)
         atari.check_game(o.what)
     if o.html and describe is not card:
-        raise UsageError(f"--html is for a game; {o.what} is none. Leave it out.")
+        raise UsageError(f"--html is for a game, and {o.what} is not one. Leave it out.")
     if o.probe and not o.html:
         raise UsageError("--probe is for a page; add --html PATH.")
     _, snapshot = open_snapshot(o.store)

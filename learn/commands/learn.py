@@ -51,7 +51,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     snapshot, config, folder = plan_run(o, device)
     _log.info(f"{config.game}, {_described(config)}; run {folder}")
     if config.models and not (o.models or o.output.resume or o.start.init):
-        _log.info(f"No models are named, so these are taken. To keep them: {_pinned(config)}")
+        _log.info(f"No models are named, so wsa takes these. To keep them: {_pinned(config)}")
     if o.method.match_parameters and config.models:
         _log.info(
             f"--match-parameters {o.method.match_parameters:,} chose {width_of(config.network)}"

@@ -93,7 +93,7 @@ class OfflineConfig(AlgorithmConfig, frozen=True):
     validation_frequency: Annotated[int, COUNT] = 1000
     """Gradient steps between validations."""
     save_best: Switch = False
-    """Keep the network with the best validation too; 'wsa eval' plays the final one by default."""
+    """Also keep the network with the best validation score; 'wsa eval' plays the final one by default."""
     log_frequency: Annotated[int, COUNT] = 100
     """Gradient steps between lines of metrics."""
     save_frequency: Annotated[int, COUNT] = 10_000
@@ -133,8 +133,8 @@ class DQNConfig(OfflineConfig, frozen=True, tag="dqn"):
     clip_rewards: bool = True
     """Train on the sign of rewards. Reports always show raw rewards."""
     double_q: bool = True
-    """Let the network choose the next action that the target network values. Otherwise, take the target
-    network's greatest value (Mnih et al., 2015)."""
+    """Let the network choose the next action, and the target network value it.
+    Otherwise, take the greatest value of the target network (Mnih et al., 2015)."""
     max_grad_norm: Annotated[float, NOT_NEGATIVE] = 0.0
     """Maximum norm of the gradients; 0 for none."""
 
@@ -165,7 +165,7 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
     """Whether many environments play in two groups: one plays while the other's frames are embedded."""
 
     total_timesteps: Annotated[int, COUNT] = 10_000_000
-    """Agent steps to play, in all environments together; the emulator plays four frames in each.
+    """Agent steps to play, in all environments together; the emulator plays four frames per step.
     PPO rounds down to whole rollouts."""
     num_envs: Annotated[int, COUNT] = 1
     """Number of parallel environments."""
@@ -174,7 +174,7 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
     clip_rewards: bool = True
     """Train on the sign of rewards. Reports always show raw rewards."""
     terminal_on_life_loss: bool = False
-    """Treat a lost life as the end when estimating values. The game continues; reports cover whole games."""
+    """Treat a lost life as the end when estimating values. The game continues; reports cover full games."""
     save_frequency: Annotated[int, COUNT] = 100_000
     """Steps between checkpoints."""
 
@@ -225,9 +225,9 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     clip_coef: Annotated[float, POSITIVE] = 0.1
     """Clipping range of the probability ratio."""
     anneal_clip: bool = False
-    """Decay that range linearly to 0."""
+    """Decay the clipping range linearly to 0."""
     clip_vloss: bool = True
-    """Clip the value loss too."""
+    """Also clip the value loss."""
     vf_clip_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Clipping range of the value loss; 0 for that of the probability ratio."""
     ent_coef: Annotated[float, NOT_NEGATIVE] = 0.01
@@ -281,7 +281,7 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
 
 
 class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
-    """Double DQN while playing, with a share of stored data."""
+    """Online double DQN, optionally with a share of stored data."""
 
     LEARNER = "wsa.learn.online.dqn:train_dqn"
     NAME = "dqn"
@@ -292,7 +292,7 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     batch_size: Annotated[int, COUNT] = 32
     """Transitions in a batch."""
     buffer_size: Annotated[int, COUNT] = 1_000_000
-    """Number of latest steps that batches are drawn from."""
+    """Number of most recent steps that batches are drawn from."""
     learning_starts: Annotated[int, COUNT] = 80_000
     """Steps before the first update."""
     train_frequency: Annotated[int, COUNT] = 4
@@ -302,8 +302,8 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     n_step: Annotated[int, COUNT] = 1
     """Number of steps in an n-step return."""
     double_q: bool = True
-    """Let the network choose the next action that the target network values. Otherwise, take the target
-    network's greatest value (Mnih et al., 2015)."""
+    """Let the network choose the next action, and the target network value it.
+    Otherwise, take the greatest value of the target network (Mnih et al., 2015)."""
     max_grad_norm: Annotated[float, NOT_NEGATIVE] = 0.0
     """Maximum norm of the gradients; 0 for none."""
     start_e: Annotated[float, SHARE] = 1.0
@@ -311,7 +311,7 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     end_e: Annotated[float, SHARE] = 0.01
     """Probability of a random action at the end."""
     exploration_fraction: Annotated[float, SHARE] = 0.1
-    """Share of the run over which that probability falls."""
+    """Share of the run over which that probability decreases."""
     offline_fraction: Annotated[float, SHARE] = 0.0
     """Share of each batch drawn from the store's data, at the start of the run."""
     offline_fraction_end: Annotated[float | None, SHARE] = None

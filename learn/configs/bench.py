@@ -17,7 +17,7 @@ from wsa.store.configs import Games, Integers, LocalPath, Names, Switch
 
 @dataclasses.dataclass(frozen=True)
 class FinalGames:
-    """How evaluation games are played. A random policy plays as many."""
+    """How evaluation games are played. A random policy plays as many games."""
 
     epsilon: Annotated[float, SHARE] = EPSILON
     """Probability of a random action."""
@@ -58,7 +58,7 @@ class CellOptions:
     models: Names = ()
     """Models to fuse, if there is only one set of them."""
     episodes: Annotated[int, COUNT] = EPISODES
-    """Evaluation games per run."""
+    """Full games to evaluate each run on."""
     final_games: Annotated[FinalGames, arg(name="evaluation games")] = FinalGames()
     worker: GridWorkers = GridWorkers()
 
@@ -68,7 +68,7 @@ class GridOptions(CellOptions):
     """What a bench compares, and where it writes."""
 
     fusions: Names = ("wsa", "mean", "single")
-    """Fusions of 'wsa learn'; single: each model alone; nature: pixels, online."""
+    """Fusions of 'wsa learn'; single: a run for each model alone; nature: pixels, only online."""
     models_subsets: Names = ()
     """Several sets of models, such as lite0+lite1,lite0."""
     bench_dir: LocalPath = "bench"

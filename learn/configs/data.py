@@ -39,7 +39,7 @@ class ExportOptions(StoreOptions):
 
 @dataclasses.dataclass(frozen=True)
 class StatedProtocol:
-    """How the game was played, as far as the data do not say it."""
+    """How the game was played, as far as the data do not say so."""
 
     protocol: Annotated[
         Literal["", "classic", "v5"], arg(metavar="{classic,v5}", help_behavior_hint="")
@@ -50,7 +50,7 @@ class StatedProtocol:
     sticky: OptionalFloat = None
     """Probability that the emulator repeated the last action."""
     full_action_space: Switch = False
-    """Actions index all 18, not the game's minimal set."""
+    """Actions are indices into all 18 actions, not into the game's minimal set."""
     noop_max: OptionalInt = None
     """Maximum number of no-ops at the beginning of an episode."""
     fire_reset: Switch = False
@@ -66,7 +66,7 @@ class ImportOptions(StoreOptions):
     """Options of `wsa import`."""
 
     kind: Annotated[Positional[Literal["minari", "arrays"]], arg(metavar="KIND")]
-    """minari: a dataset of Minari; arrays: an .npz file, a Zarr folder, or an export."""
+    """minari: a Minari dataset; arrays: an .npz file, a Zarr folder, or an export."""
     source: Annotated[Positional[LocalPath], arg(metavar="SOURCE")]
     """The dataset's id or folder; the file or folder of arrays."""
     game: Game = ""
@@ -87,7 +87,7 @@ class Play:
     game: Game = "Seaquest"
     """ALE game."""
     steps: int = 100_000
-    """Total agent steps; the emulator plays four frames in each."""
+    """Total number of agent steps; the emulator plays four frames per step."""
     num_envs: int = 8
     """Number of parallel environments."""
     policy: str = "random"
@@ -150,9 +150,9 @@ class ShowOptions(StoreOptions):
     what: Annotated[Positional[Game], arg(metavar="WHAT")] = "Seaquest"
     """ALE game, segment id, or model key."""
     html: LocalPath = ""
-    """Of a game: write one page that needs no network, with frames, returns, and similar frames of each model."""
+    """For a game: write one page that needs no network, with frames, returns, and similar frames by each model."""
     probe: Text = ""
-    """With --html: a file with the output of 'wsa probe --json', to be shown too."""
+    """With --html: a file with the output of 'wsa probe --json', which the page shows too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,4 +173,4 @@ class DemoOptions:
     updates: Annotated[int, COUNT] = 500
     """Gradient steps."""
     episodes: Annotated[int, COUNT] = 2
-    """Games to play."""
+    """Number of full games to play."""

@@ -52,17 +52,17 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     score_activation: Literal["none", "relu"] = "none"
     """Activation of the scores; with relu, as in the authors' code, no model can be turned off."""
     normaliser: Literal["softmax", "relu-sum", "sigmoid"] = "softmax"
-    """How scores become weights: softmax; relu-sum, ReLU over its sum, as in the published code; or sigmoid."""
+    """How scores become weights: softmax; relu-sum, each ReLU over their sum, as in the published code; or sigmoid."""
     layer_norm: FlagConversionOff[bool] = True
     """Whether adapters normalize before their ReLU."""
     temperature: Annotated[float, POSITIVE] = 1.0
-    """Divide scores by this."""
+    """Divide scores by this number."""
     scorer_hidden: FlagConversionOff[bool] = True
-    """Whether the scorer has a hidden layer; the authors' is one linear map."""
+    """Whether the scorer has a hidden layer; the authors' scorer is one linear map."""
     dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Dropout rate for adapted embeddings while training."""
     init: Annotated[Literal["torch", "orthogonal", "small"], arg(name="weight-init")] = "torch"
-    """Initialization. torch: PyTorch's own. small: gain 0.01 in adapters and 1 in the scorer.
+    """Initialization of weights. torch: PyTorch's own. small: gain 0.01 in adapters and 1 in the scorer.
     orthogonal: gain sqrt(2) and no bias, which the authors' RL library imposed."""
 
     def __post_init__(self) -> None:

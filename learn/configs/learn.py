@@ -78,7 +78,7 @@ class DataOptions:
     """Which stored data a run learns from."""
 
     protocol: Text = ""
-    """Protocol of the data, if the game was played under several."""
+    """Protocol of the data, if the store has data of the game under several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class PlayOptions(DataOptions):
     """How the game is played, and whether it is recorded."""
 
     protocol: Text = ""
-    """classic or v5. If not given: classic; with --init, that run's."""
+    """classic or v5. If not given: classic, or with --init that run's protocol."""
     max_episode_steps: int = 27_000
     """Steps after which an episode is truncated."""
     record: Switch = False
@@ -104,7 +104,7 @@ class LiveOptions:
     weights: Pairs = ()
     """Weights files of models that the store does not have, or whose files have moved."""
     threads: Annotated[OptionalInt, COUNT] = None
-    """Cores that run models in parallel. If not given: all that this process may use; in a bench, one."""
+    """Number of cores that run models in parallel. If not given: all that this process may use; in a bench, one."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -122,10 +122,10 @@ class OnlineLiveOptions(LiveOptions):
 
 @dataclasses.dataclass(frozen=True)
 class RunModelsOptions(LiveOptions):
-    """How a trained run's network and models run."""
+    """How the network and the models of a trained run are executed."""
 
     device: Device = "auto"
-    """Where they run."""
+    """Where the network and the models run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +149,11 @@ class OutputOptions:
     exp_name: FileName = ""
     """Part of the run's name; the name of the fusion if not given."""
     resume: Text = ""
-    """Folder of a run to continue unchanged; only --store and options for how it runs may go with it."""
+    """Folder of a run to continue unchanged; you can change only --store and options for how it runs."""
     trust: Names = ()
     """Your own fusion or algorithm, as module:name, that the run of --resume or --init names."""
     track: Switch = False
-    """Send metrics and options to Weights & Biases too; with WANDB_MODE=offline they stay here."""
+    """Also send metrics and options to Weights & Biases; with WANDB_MODE=offline, they stay on this machine."""
     wandb_project_name: str = "wsa"
     """With --track: the project."""
     wandb_entity: Text = ""
@@ -162,21 +162,21 @@ class OutputOptions:
 
 @dataclasses.dataclass(frozen=True)
 class MethodOptions:
-    """The fusion's context, decoders, the authors' settings, and equal numbers of parameters."""
+    """The fusion's context, decoders, the authors' settings, and the number of parameters."""
 
     context: Text = ""
     """Context of WSA's scorer: a model's embedding of the newest frame, or 'mean' of the fused models.
-    If not given: mean; ae if you name no models either and all that have encoded the game are taken."""
+    If not given: mean; or ae, if --models is not given either and ae is among the models taken."""
     decode: Names = ()
     """Models whose stored code the network decodes with their own frozen decoder: vos, into 20 masks of 84 x 84."""
     fusion_preset: Preset = "default"
     """Fusion options as in the authors' thesis, or as in their published code."""
     rl_preset: RLPreset = "default"
-    """Defaults of algorithm and heads as the authors had them: PPO or DQN of their thesis, or the recurrent
-    PPO of their published code. Options that you give replace single defaults."""
+    """Defaults for algorithm and heads as in the authors' thesis (PPO, DQN) or published code (recurrent PPO).
+    Options that you give override them."""
     match_parameters: Annotated[int, OPTIONAL_COUNT] = 0
-    """Choose the width (--fusion-size; cnn, mix: --fusion-channels; lin, res: --hidden) with which the network,
-    including its head, comes closest to this many trainable parameters; 0 keeps the width as given."""
+    """Choose the width that brings the network and its head closest to this many trainable parameters.
+    The width is --fusion-size; for cnn and mix, --fusion-channels; for lin and res, --hidden. 0 keeps the width as given."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -187,7 +187,7 @@ class Training(StoreOptions):
     """Options that all runs of a bench share."""
 
     online: Switch = False
-    """Learn while playing, with --algo ppo or dqn."""
+    """Train while the agent plays, with --algo ppo or dqn."""
     algo: Algorithm = "cql"
     """Offline cql, dqn, bc; online ppo, dqn."""
     method: MethodOptions = MethodOptions()
@@ -205,7 +205,7 @@ class Choice:
     game: Game = "Seaquest"
     """ALE game."""
     models: Names = ()
-    """Aliases or keys; if not given, palette and objects, or else all that encoded the game."""
+    """Aliases or keys; if not given, palette and objects, or else all that have encoded the game."""
     fusion: FusionName = "wsa"
     """The paper's seven fusions, controls, or your own; nature: pixels, no fusion."""
     seed: Annotated[int, SEED] = 1
@@ -234,7 +234,7 @@ class ComputeOptions:
     device: Device = "auto"
     """Where to train."""
     compile: Switch = False
-    """Use torch.compile: a start of minutes, then faster updates."""
+    """Use torch.compile: takes minutes at the start, then makes updates faster."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +258,7 @@ class EvalPlayOptions:
     num_envs: Annotated[int, COUNT] = NUM_ENVS
     """Number of parallel environments."""
     again: Switch = False
-    """Play even if the same games were played before; otherwise their result is printed again."""
+    """Play even if the same games were played before; otherwise, print their result again."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -266,10 +266,10 @@ class EvalPlayOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvalRunOptions:
-    """What is read of the run, and where the results go."""
+    """What is read from the run, and where the results go."""
 
     checkpoint: Literal["final", "best"] = "final"
-    """The latest network, or the one with the best validation (learn --save-best)."""
+    """The latest network, or the one with the best validation score (learn --save-best)."""
     out: LocalPath = ""
     """Folder for the results, for a read-only run; the run's own if not given."""
     trust: Names = ()
@@ -283,11 +283,11 @@ class EvalOptions:
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Folder of a run that 'wsa learn' made."""
     episodes: Annotated[int, COUNT] = EPISODES
-    """Number of games; a random policy plays as many."""
+    """Full games; a random policy plays as many."""
     video: Switch = False
-    """Film the first environment's games, with fusion weights."""
+    """Record the first environment's games, with fusion weights."""
     without: Names = ()
-    """Models to leave out. They do not run; the weights, and a mean as context, are those of the rest."""
+    """Models to leave out. They do not run; the fusion, and a mean as context, use only the others."""
     only: Names = ()
     """Models to keep; all others are left out."""
     variant: Annotated[Text, arg(metavar="SPEC")] = ""
@@ -440,7 +440,7 @@ def own_algorithm(name: str, online: bool) -> type[AlgorithmConfig]:
     config = load_algorithm(name)
     if issubclass(config, OnlineConfig) != online:
         raise UsageError(
-            f"--algo {name} learns {'from stored data' if online else 'while playing'}. "
+            f"--algo {name} learns {'from stored data' if online else 'online'}. "
             f"{'Leave out' if online else 'Add'} --online."
         )
     return config
@@ -457,8 +457,8 @@ def check_combination(training: Training) -> None:
     for field in dataclasses.fields(training.live):
         if not playing and getattr(training.live, field.name) != field.default:
             raise UsageError(
-                f"--{field.name} is for models while games are played, and this run plays none. "
-                "Leave it out, or add --online or --eval-frequency."
+                f"--{field.name} is for models that run while games are played, and this run plays "
+                "none. Leave it out, or add --online or --eval-frequency."
             )
     evaluation = training.evaluation
     if evaluation != EvaluationConfig() and not evaluation.eval_frequency:

@@ -27,7 +27,7 @@ class FrameStack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if not 1 <= self.frame_stack <= MAX_STACK_FRAMES:
             raise UsageError(
                 f"--frame-stack must be from 1 to {MAX_STACK_FRAMES}, not {self.frame_stack}: "
-                "segments repeat no more frames of each other."
+                "consecutive segments share no more frames."
             )
 
 
@@ -37,7 +37,7 @@ class NetworkConfig(FrameStack, frozen=True):
     fusion: Annotated[FusionConfig, arg(name="")] = FusionConfig()
     """How embeddings become one state vector."""
     normalize: Literal["none", "layer", "standard"] = "standard"
-    """Normalize embeddings: standard, with mean and deviation over the data; layer, each by itself; or none."""
+    """Normalize embeddings: standard, by mean and standard deviation over the data; layer, each by itself; or none."""
     clip_embeddings: Annotated[float, NOT_NEGATIVE] = _CLIP
     """With --normalize standard: clip to this many standard deviations around the mean; 0 for no clipping."""
     hidden: Annotated[Integers, Range(1)] = (256,)

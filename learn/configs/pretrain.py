@@ -13,7 +13,7 @@ from wsa.store.configs import Games, LocalPath, Names, StoreOptions, Switch
 
 @dataclasses.dataclass(frozen=True)
 class RecipeOptions:
-    """On which frames encoders are trained, and how."""
+    """Which frames to train encoders on, and how."""
 
     policies: Names = ()
     """Use only frames of these policies ('wsa list' shows them); all if not given."""
@@ -33,7 +33,7 @@ class RecipeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainComputeOptions:
-    """Where encoders are trained, in which precision, and with how much memory."""
+    """Where to train encoders, in which precision, and with how much memory."""
 
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Precision of the passes: bf16 is faster on a CPU with AMX or a GPU with tensor cores.
@@ -41,7 +41,7 @@ class PretrainComputeOptions:
     half: Switch = False
     """Write weights in half precision: half the size, and a different model than in full precision."""
     memory_gb: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Memory for frames in GB; if they need more, fewer segments are read. 0 for half of the machine's."""
+    """Memory for frames in GB; if the frames need more, fewer segments are read. 0 for half of the machine's."""
     threads: Annotated[int, COUNT] = 1
     """Threads on a CPU; the number may change the last bits of the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -57,7 +57,7 @@ class Pretraining:
     games: Annotated[Games, arg(aliases=["--game"])] = ("Seaquest",)
     """ALE games, all sampled equally."""
     steps: Annotated[int, OPTIONAL_COUNT] = 0
-    """Most gradient steps; 0 for the authors' number."""
+    """Maximum number of gradient steps; 0 for the authors' number."""
     seed: Annotated[int, SEED] = 1
     """Seed for weight initialization and sampling."""
     run_dir: LocalPath = ""
@@ -69,6 +69,6 @@ class PretrainOptions(StoreOptions, Pretraining):
     """Options of `wsa pretrain`."""
 
     dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
-    """Print what would be trained on and how long it would take, then stop."""
+    """Print which frames would be used and how long training would take, then stop."""
     recipe: Annotated[RecipeOptions, arg(name="training")] = RecipeOptions()
     compute: PretrainComputeOptions = PretrainComputeOptions()

@@ -21,11 +21,11 @@ class FitOptions:
     """Steps to fit and test on, drawn from five times as many.
     Half of them are random play if the store has other play too."""
     splits: Annotated[int, Range(3, 20)] = 5
-    """Number of parts to split whole episodes into; probes fitted on the others test each once."""
+    """Number of parts to split the episodes into; each part tests probes fitted on the others, once."""
     untrained: Annotated[int, Range(0, 10)] = 3
     """Number of untrained networks, with different seeds, for each network that ships with wsa."""
     f1: Switch = False
-    """With ram: also F1 of exact values by logistic regression, a minute or more per model."""
+    """With ram: also F1 of exact values by logistic regression; takes a minute or more per model."""
     seed: Annotated[int, SEED] = 1
     """Seed for drawing steps and for the intervals."""
 
@@ -41,7 +41,7 @@ class Probing:
     target: Literal["ram", "reward", "action"] = "ram"
     """What to predict: variables of the emulator's memory, such as ball and score; rewards; or actions."""
     horizon: Names = ("1", "10")
-    """With reward: numbers of steps to look ahead; a row each."""
+    """With reward: numbers of steps to look ahead; one row for each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ProbeOptions(StoreOptions, Probing):
     """Options of `wsa probe`."""
 
     csv: Switch = False
-    """Print the result as CSV, a line for each model and variable."""
+    """Print the result as CSV, with a line for each model and variable."""
     dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Print what would be read, then stop."""
     fit: Annotated[FitOptions, arg(name="probe")] = FitOptions()

@@ -25,7 +25,7 @@ class StudyOptions:
 
     kind: Annotated[Positional[Text], arg(metavar="KIND")] = ""
     """combine: which fusion is best.
-    scale: what is left of trained runs with fewer models; with --during, what changing models costs.
+    scale: what trained runs can do with fewer models; with --during, what adding and dropping models costs.
     generalise: how trained runs play changed games.
     attend: which model gets the attention, and whether that matters.
     wsa study KIND --help shows the options of each."""
@@ -42,7 +42,7 @@ class RunsOptions(StudyOptions):
     runs: Annotated[Positional[Words], arg(metavar="RUN")] = ()
     """Folders of runs that 'wsa learn' made."""
     episodes: Annotated[int, OPTIONAL_COUNT] = 10
-    """Games in each condition; 0 plays none."""
+    """Full games in each condition; 0 for none."""
     dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Print what would be done, then stop."""
     final_games: Annotated[FinalGames, arg(name="evaluation games")] = dataclasses.field(
@@ -60,8 +60,8 @@ class ScaleOptions(RunsOptions):
     VERB = "study scale"
 
     after: Literal["cached", "played"] = "cached"
-    """cached: every set of a run's models on held-out stored states, without a pass or a game.
-    played: games with every set of up to 4 models; of more, with each alone and each left out."""
+    """cached: every set of a run's models, on held-out stored states, without a pass or a game.
+    played: games with every set of up to 4 models; with more models, each alone and each left out."""
     states: Annotated[int, COUNT] = 4096
     """With cached: number of states."""
 
@@ -74,7 +74,7 @@ class GeneraliseOptions(RunsOptions):
     EXAMPLE = "wsa study generalise runs/Breakout__wsa__1__1700000000 --suite authors"
 
     suite: Literal["all", "authors", "modes", "look", "noise", "sticky"] = "all"
-    """authors: as in the paper, Breakout in 25 other colors and Pong's lazy enemy. modes: the cartridge's.
+    """authors: the paper's 25 colors of Breakout and lazy enemy of Pong. modes: the cartridge's modes.
     look: other colors. noise: disturbed frames. sticky: repeated actions."""
     states: Annotated[int, OPTIONAL_COUNT] = 512
     """States in which to compare embeddings and weights with and without a change of looks."""

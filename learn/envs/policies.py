@@ -94,7 +94,7 @@ def load_policy(name: str, actions: Sequence[str], seed: int) -> Policy:
         raise ConflictError(
             "user-code",
             f"--policy {name}: it returned {type(policy).__name__}, not a policy: a callable that "
-            "takes frames, first and envs, and returns actions.",
+            "takes frames, first, and envs, and returns actions.",
         )
     return OwnPolicy(name, policy, len(actions))
 

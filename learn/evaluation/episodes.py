@@ -31,7 +31,7 @@ from wsa.store.format import records
 
 COLUMNS = ("trained", "policy", "checkpoint", "epsilon", "env", "seed", "return", "steps",
            "truncated", "present", "variant")  # fmt: skip
-# An older wsa called `trained` `updates`, also where it counted the steps of an online run.
+# An older wsa called `trained` `updates`, even where it counted the steps of an online run.
 _OLD_HEADER = ",".join(("updates", *COLUMNS[1:])).encode()
 
 

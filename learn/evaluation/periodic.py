@@ -1,6 +1,6 @@
 """Periodic evaluation during training, which gives a run's learning curve.
 
-Games are played as in `wsa eval`: whole games, raw returns, epsilon 0.001, and the uncompiled
+Games are played as in `wsa eval`: full games, raw returns, epsilon 0.001, and the uncompiled
 network. The environments are separate from training's and use the same seeds every time.
 Evaluation does not affect training: it draws none of its random numbers, adds nothing to its
 statistics, and changes none of its checkpoints.

@@ -74,5 +74,5 @@ class RandomGames(msgspec.Struct, frozen=True):
         try:
             atomic_files.replace(self.path, msgspec.json.encode(episodes))
         except (StorageError, UsageError) as error:
-            _log.warning("The games of the random policy are not kept. %s", error)
+            _log.warning("The games of the random policy were not kept. %s", error)
         return episodes

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
 
-RESAMPLES = 2000  # rliable's default of 50,000 moves an end of an interval by about 1 %.
-TAILS = (0.025, 0.975)  # Quantiles at the ends of a 95 % interval.
+RESAMPLES = 2000  # rliable's default of 50,000 moves an end of an interval by about 1%.
+TAILS = (0.025, 0.975)  # Quantiles at the ends of a 95% interval.
 
 # Mean raw returns of a random policy and of a human tester (Mnih et al., 2015; Wang et al., 2016).
 RANDOM_HUMAN: dict[str, tuple[float, float]] = {
@@ -141,7 +141,7 @@ def resample(generator: np.random.Generator, scores: Scores, resamples: int = RE
 
 
 def percentile_interval(value: float | Scores, resampled: Scores) -> Interval:
-    """Return an estimate with the central 95 % of its resampled values, of which NaN are ignored."""
+    """Return an estimate with the central 95% of its resampled values, of which NaN are ignored."""
     low, high = np.nanquantile(resampled, TAILS)
     return Interval(float(value), float(low), float(high))
 
@@ -152,7 +152,7 @@ def stratified_interval(
     *,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Return a statistic with its 95 % interval, resampling runs within each game.
+    """Return a statistic with its 95% interval, resampling runs within each game.
 
     Args:
         scores: (runs, games), with the same number of runs for every game.
@@ -182,7 +182,7 @@ def improvement(x: Scores, y: Scores) -> Scores:
 
 
 def improvement_interval(x: Scores, y: Scores) -> Interval:
-    """Return `improvement` with its 95 % interval, resampling runs within each game."""
+    """Return `improvement` with its 95% interval, resampling runs within each game."""
     generator = np.random.default_rng(0)
     resampled = improvement(resample(generator, x), resample(generator, y))
     return percentile_interval(improvement(x, y), resampled)
@@ -205,6 +205,6 @@ def profile(scores: Scores, thresholds: NDArray[np.float64]) -> Scores:
 
 
 def profile_band(scores: Scores, thresholds: NDArray[np.float64]) -> Scores:
-    """Return `profile` and the low and high ends of its pointwise 95 % band, (3, T)."""
+    """Return `profile` and the low and high ends of its pointwise 95% band, (3, T)."""
     resampled = profile(resample(np.random.default_rng(0), scores), thresholds)
     return np.stack([profile(scores, thresholds), *np.quantile(resampled, TAILS, axis=0)])

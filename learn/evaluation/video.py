@@ -113,7 +113,7 @@ class Films:
             raise StorageError(
                 "unavailable",
                 f"{self._path} cannot be written. Check that you may write there and that there is "
-                "room, or leave out --video.",
+                "space, or leave out --video.",
             )
         return self._writer
 

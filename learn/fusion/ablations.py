@@ -60,8 +60,8 @@ class Single(Uniform):
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         if len(inputs.models) != 1:
             raise UsageError(
-                f"--fusion single takes one model, and there are {len(inputs.models)}. Name it "
-                "with --models, and train once for each to find the best."
+                f"--fusion single takes one model, but there are {len(inputs.models)}. Name one "
+                "with --models; to find the best, train once with each."
             )
         super().__init__(inputs, config)
 

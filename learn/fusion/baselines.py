@@ -115,7 +115,7 @@ class CNN(Joined):
             if width % side**2:
                 raise UsageError(
                     f"--fusion cnn folds a vector into maps of {side} x {side}, and "
-                    f"{' x '.join(map(str, shape))} = {width} numbers are no multiple of "
+                    f"{' x '.join(map(str, shape))} = {width} numbers are not a multiple of "
                     f"{side**2}. Choose --fusion mix or wsa, or leave that model out."
                 )
         channels = sum(self.widths) // side**2
@@ -219,7 +219,7 @@ def common_side(shapes: Sequence[Shape], name: str) -> int:
     sides = [side_of(shape) for shape in shapes if len(shape) == 4]
     if not sides:
         raise UsageError(
-            f"--fusion {name} convolves maps, and every model gives a vector. Encode one with "
+            f"--fusion {name} convolves maps, but every model gives a vector. Encode one with "
             "--output grid:7 or map, or choose --fusion lin or wsa."
         )
     return min(sides)

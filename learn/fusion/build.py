@@ -63,7 +63,7 @@ def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
     if user_code.is_name(config.name) and torch.get_default_device().type != "meta":
         _try(fusion, config.name, inputs)
     if inputs.context is not None and not fusion.conditioned:
-        raise UsageError(f"--fusion {config.name} is conditioned on nothing: leave out --context.")
+        raise UsageError(f"--fusion {config.name} uses no context: leave out --context.")
     if config.init == "orthogonal":
         initialise(fusion, sqrt(2))
     elif config.init == "small" and isinstance(fusion, Adapted):
@@ -90,6 +90,6 @@ def _try(fusion: Fusion, name: str, inputs: Inputs) -> None:
     if shape != (2, fusion.out_features):
         raise ConflictError(
             "user-code",
-            f"{name} returned a state vector of shape {shape} for two states, and its "
-            f"out_features is {fusion.out_features}. Correct one of them.",
+            f"{name} returned a state vector of shape {shape} for two states, but its out_features "
+            f"is {fusion.out_features}. Correct one of them.",
         )

@@ -42,7 +42,7 @@ def check_weight_losses(config: Any, fusion: str) -> None:
     """
     if (config.weight_entropy_coef or config.load_balance_coef) and not fusion_class(fusion).weighs:
         raise UsageError(
-            "--weight-entropy-coef and --load-balance-coef are losses on a fusion's weights, and "
+            "--weight-entropy-coef and --load-balance-coef are losses on a fusion's weights, but "
             f"--fusion {fusion} learns none. Choose from {', '.join(weighing())}."
         )
 

@@ -58,7 +58,7 @@ def match_parameters(
         if not in_range:
             raise UsageError(
                 f"--match-parameters {wanted:,}: with {_FLAGS[by]} {limit} --fusion {name} has "
-                f"{parameters(limit):,} here, which is the nearest that it can have."
+                f"{parameters(limit):,} here, which is the closest that it can have."
             )
     while high - low > 1:
         middle = (low + high) // 2

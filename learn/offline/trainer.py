@@ -230,8 +230,8 @@ class Validation:
         if not self._warned and not low <= value <= high:
             self._warned = True
             _log.warning(
-                f"states of held-out episodes are valued at {value:,.3g} on average, and "
-                f"no discounted return in them is above {self._returns.max():,.3g} (mean "
-                f"{self._returns.mean():,.3g}): values run away, as they do on fixed data. "
-                "Use --algo cql, with a larger --cql-alpha if you did, or --algo bc."
+                f"states of held-out episodes are valued at {value:,.3g} on average, and no "
+                f"discounted return in them is above {self._returns.max():,.3g} (mean "
+                f"{self._returns.mean():,.3g}): the values diverge, as they often do on fixed "
+                "data. Use --algo cql, with a larger --cql-alpha if you did, or --algo bc."
             )

@@ -71,7 +71,7 @@ class Distinct:
     """A growing table of embeddings by all models with the same window size.
 
     A new frame or window gets its row at once. Reading the row waits for its embedding, so models
-    run while the game goes on.
+    run while the game continues.
 
     Args:
         folder: Folder of the files. `restore` keeps their content; otherwise it is overwritten.

@@ -1,7 +1,7 @@
 """Step the environments of an online learner, and track states, episode ends, and returns.
 
 Training data and reports are separated here, once for all algorithms: rewards and returns are raw;
-an episode is a whole game; `terminated` means that the game ended, `truncated` that the step limit
+an episode is a full game; `terminated` means that the game ended, `truncated` that the step limit
 was reached; a lost life is reported separately. The last frame of an episode is seen like all
 others, and is never confused with the first frame of the next episode.
 
@@ -57,7 +57,7 @@ class Step:
         rewards: Raw rewards, (n,) float32.
         terminated: Whether the game ended, (n,) bool.
         truncated: Whether the step limit ended the episode, (n,) bool.
-        life_lost: Whether a life was lost and the game goes on, (n,) bool.
+        life_lost: Whether a life was lost and the game continues, (n,) bool.
         final: Table rows of the next states, (n, k). If the episode ended, its true last state,
             from which a value is bootstrapped only if the episode was truncated.
         episodes: Raw return and number of steps of each episode that just ended.
@@ -262,8 +262,8 @@ class EnvRunner:
             raise ConflictError(
                 "model-drift",
                 "The emulator does not play here as it did when this run was stopped, so the run "
-                "cannot be continued exactly. Install the version of ale-py it was started with, or "
-                "begin another run; with --init it takes over this one's weights.",
+                "cannot be continued exactly. Install the version of ale-py it was started with, "
+                "or start a new run; use --init to keep this run's weights.",
             )
 
     def _replay(self, env: Any, group: slice, counts: NDArray[np.int64]) -> NDArray[np.float64]:

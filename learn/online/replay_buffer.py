@@ -159,6 +159,6 @@ class Replay:
         if self._check.hexdigest() != state["check"]:
             raise DamagedError(
                 "bad-bytes",
-                f"{self._records.filename} does not hold the steps that the run's checkpoint tells "
-                "of. Begin another run; with --init it takes over this one's weights.",
+                f"{self._records.filename} does not hold the steps that the run's checkpoint "
+                "describes. Start a new run; use --init to keep this run's weights.",
             )

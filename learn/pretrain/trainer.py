@@ -149,8 +149,8 @@ def begin(folder: Path, training: Training) -> None:
             why = "; its schedule fixes the number of steps" if longer else ""
             raise ConflictError(
                 "run-exists",
-                f"{folder} holds another training: its {', '.join(fields)} differ{why}. Use another "
-                f"--run-dir, or the command in {folder / 'command.txt'}.",
+                f"{folder} holds a different training run: its {', '.join(fields)} differ{why}. "
+                f"Use another --run-dir, or the command in {folder / 'command.txt'}.",
             )
     atomic_files.replace(path, msgspec.json.format(hashing.canonical(training)))
     atomic_files.replace(folder / "command.txt", (command_line() + "\n").encode())

@@ -41,7 +41,7 @@ def replay(
     """Replay segments to read the state variables of the emulator's memory.
 
     Returns:
-        The replayed segments, a function that labels them, and remarks on the other segments.
+        The replayed segments, a function that labels them, and notes on the other segments.
     """
     memories, failed = ram_replay.memories(snapshot, segments, on_steps)
 

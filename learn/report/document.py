@@ -45,7 +45,7 @@ class Figure(msgspec.Struct, frozen=True, tag="figure"):
 
 
 class Film(msgspec.Struct, frozen=True, tag="film"):
-    """A film: an MP4 file with a codec that browsers play."""
+    """A video: an MP4 file with a codec that browsers play."""
 
     title: str
     mp4: bytes
@@ -120,7 +120,7 @@ def versions() -> str:
 
 
 def markdown(section: Section) -> str:
-    """Write a section as Markdown; figures, films, and pictures appear only on the page."""
+    """Write a section as Markdown; figures, videos, and pictures appear only on the page."""
     lines = [f"# {section.title}\n"]
     for part in section.parts:
         match part:

@@ -39,7 +39,7 @@ FILE = "config.json"
 def rename_length(summary: dict[str, Any]) -> dict[str, Any]:
     """Name the values of a recorded evaluation as today.
 
-    An older wsa called `trained` `updates`, also where it counted the steps of an online run.
+    An older wsa called `trained` `updates`, even where it counted the steps of an online run.
     """
     return {"trained" if name == "updates" else name: value for name, value in summary.items()}
 

@@ -120,8 +120,8 @@ def as_started(whole: Snapshot, folder: Path, game: str, protocol: str) -> Snaps
     played = [meta for meta in whole.segments(game) if meta.protocol == run.protocol]
     if newer := len(played) - len(run.segments):
         _log.info(
-            f"The run goes on with the {len(run.segments):,} segments that it was started with, and "
-            f"leaves out {newer:,} newer of {game}. To learn from all, start another run."
+            f"The run continues with the {len(run.segments):,} segments that it was started with, "
+            f"and leaves out {newer:,} newer of {game}. To learn from all, start another run."
         )
     return limited
 

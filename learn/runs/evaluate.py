@@ -61,7 +61,7 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """The evaluation as JSON values.
 
-        Returns are raw. `return_low` and `return_high` are the ends of a 95 % bootstrap interval of
+        Returns are raw. `return_low` and `return_high` are the ends of a 95% bootstrap interval of
         the mean. Human-normalized scores are None for a game without a published human score.
         """
         game = self.player.config.game
@@ -110,7 +110,7 @@ def evaluate_run(
         request: Which network plays, and how.
         store: Path or URL of the run's store if it has moved; see `find_store`.
         weights: Paths of weights files by alias, if this machine keeps them elsewhere.
-        video: Whether to film the first environment, with the fusion's weights if it has any.
+        video: Whether to record the first environment, with the fusion's weights if it has any.
         threads: Number of threads that embed in parallel. By default, as many as torch uses.
         out: Folder for the results; by default, the run's own.
         on_step: Called with the player, `run` and then `random`, its steps, and its finished games.
@@ -165,7 +165,7 @@ def random_games(config: RunConfig, request: EvaluationRequest) -> RandomGames:
 def _watching(
     folder: Path, player: Player, policy: GreedyPolicy, video: bool
 ) -> Iterator[list[Watcher]]:
-    """Open the logs and films that follow the games of a run's network."""
+    """Open the logs and videos that follow the games of a run's network."""
     weighed = list(player.config.models) if player.weighs else []
     watchers: list[Watcher] = []
     with contextlib.ExitStack() as stack:
@@ -186,6 +186,6 @@ def mean_return(episodes: Sequence[Episode]) -> tuple[float, float]:
 
 
 def mean_interval(episodes: Sequence[Episode]) -> Interval:
-    """Mean of raw returns with its 95 % bootstrap interval over the episodes."""
+    """Mean of raw returns with its 95% bootstrap interval over the episodes."""
     returns = np.array([[episode.returned] for episode in episodes])
     return stratified_interval(returns, mean_score)

@@ -1,7 +1,7 @@
 """The report of a run: `report.html`, one self-contained page that can be mailed.
 
 It shows the settings, the fused models and their licenses, training curves, fusion weights, games
-of `wsa eval` with their intervals, numbers of passes made and saved, and the newest film. All of it
+of `wsa eval` with their intervals, numbers of passes made and saved, and the newest video. All of it
 comes from the run's folder, except the models' licenses and shapes: those come from the store, if
 it can be reached.
 """
@@ -200,7 +200,7 @@ def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
         style = int("random" in group)
         bars.append(figures.Bar(name, mean.value, mean.low, mean.high, style))
     note = "Mean raw return with its 95% bootstrap interval over games. Human-normalized: 0 is the published score of a random policy, 1 that of a human tester."
-    # An older wsa called this column `updates`, also for steps.
+    # An older wsa called this column `updates`, even for steps.
     named = [config.unit if c in ("trained", "updates") else c for c in columns]
     heads = (*named, "games", "mean return", "95% interval", "human-normalized")
     return [
@@ -222,7 +222,7 @@ def _passes(scalars: Mapping[str, Curve]) -> list[Part]:
 
 
 def _film(folder: Path) -> list[Part]:
-    """The newest film, if it is small enough to mail."""
+    """The newest video, if it is small enough to mail."""
     films = sorted((folder / "videos").glob("episode_*.mp4"), key=lambda p: p.stat().st_mtime)
     if not films:
         return []

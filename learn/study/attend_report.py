@@ -90,7 +90,7 @@ def write(folder: Path, runs: Sequence[AttentionResult], evaluation: EvaluationS
         "Weights at every step of the run's newest wsa eval, scaled to sum to 1. Effective number: exp "
         "of their entropy, from 1 to the number of models. Largest: share of steps at which a model "
         "has the largest weight. A switch is a step at which that model changes. Bands around rewards: "
-        "95 % bootstrap intervals over the rewards."
+        "95% bootstrap intervals over the rewards."
     )
     played = f" Interventions: {evaluation_note(evaluation)}." if evaluation.episodes else ""
     tables = {
@@ -163,7 +163,7 @@ def _parts(one: AttentionResult) -> Iterator[Part]:
         yield Figure(
             f"Around {event}",
             figures.curves(lines, "seconds from the event", "weight", at=0.0),
-            f"{count:,} {event}; mean weights with 95 % bootstrap bands.",
+            f"{count:,} {event}; mean weights with 95% bootstrap bands.",
         )
     yield table(
         "Weights by action",

@@ -93,11 +93,11 @@ def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
     note = (
         f"{bench.episodes} full games per run (epsilon {bench.final_games.epsilon:g}, environments seeded from "
         f"{bench.final_games.eval_seed}); raw returns. A random policy plays under the same protocol and "
-        "seeds. A run is no better than random if Welch's t-test at 5 % finds no difference. "
+        "seeds. A run is no better than random if Welch's t-test at 5% finds no difference. "
         "Human-normalized: 0 is the published score of a random policy, 1 that of a human tester. IQM: interquartile "
-        "mean over games x seeds with 95 % stratified bootstrap interval. P: probability that a run of "
+        "mean over games x seeds with 95% stratified bootstrap interval. P: probability that a run of "
         f"{REFERENCE} has a higher raw return than a run of the method on a game drawn at random "
-        "(Mann-Whitney), with 95 % bootstrap interval. All after Agarwal et al., 2021 (arXiv 2108.13264). "
+        "(Mann-Whitney), with 95% bootstrap interval. All after Agarwal et al., 2021 (arXiv 2108.13264). "
         f"Trained by wsa learn with {', '.join(changed(bench)) or 'its defaults'}; store "
         f"{grid_plan.settings.options['store']}."
     )
@@ -273,7 +273,7 @@ def _figures(
         yield Figure(
             "Performance profile",
             figures.curves(drawn, "human-normalized score", "share of runs above"),
-            f"With 95 % bands: {REFERENCE} and the other methods with the highest IQM.",
+            f"With 95% bands: {REFERENCE} and the other methods with the highest IQM.",
         )
     for game in dict.fromkeys(run.result.game for run in runs):
         yield _of_game(game, [run for run in runs if run.result.game == game], style)
@@ -306,7 +306,7 @@ def _of_game(game: str, runs: Sequence[EvaluatedRun], style: Mapping[str, int]) 
     return Figure(
         f"Raw return: {game}",
         figures.intervals(bars, "raw return", line=chance),
-        "Mean with 95 % bootstrap interval over seeds, or over games for a single seed. Dashed: random policy.",
+        "Mean with 95% bootstrap interval over seeds, or over games for a single seed. Dashed: random policy.",
     )
 
 

@@ -60,7 +60,7 @@ class PlayedGames(msgspec.Struct, frozen=True):
 
     @property
     def interval(self) -> Interval:
-        """Mean return with its 95 % bootstrap interval over the games."""
+        """Mean return with its 95% bootstrap interval over the games."""
         return stratified_interval(np.array(self.returns)[:, None], mean_score)
 
 
@@ -206,12 +206,12 @@ def evaluation_note(evaluation: EvaluationSettings) -> str:
     return (
         f"{evaluation.episodes} full games each (epsilon {evaluation.epsilon:g}, "
         f"{evaluation.num_envs} environments seeded from {evaluation.seed}, the same for all); raw "
-        "returns; means with 95 % bootstrap intervals over the games"
+        "returns; means with 95% bootstrap intervals over the games"
     )
 
 
 def better_than_random(summary: Mapping[str, Any]) -> bool:
-    """Whether a run plays better than the random policy, by Welch's t-test at 5 %.
+    """Whether a run plays better than the random policy, by Welch's t-test at 5%.
 
     False after one game, which has no spread.
 
@@ -233,7 +233,7 @@ def better_than_random(summary: Mapping[str, Any]) -> bool:
 
 
 def beats_random(played: PlayedGames, chance: PlayedGames) -> bool:
-    """Whether games are better than the random policy's, by a 95 % bootstrap interval.
+    """Whether games are better than the random policy's, by a 95% bootstrap interval.
 
     False after one game, whose interval is a point.
     """
@@ -241,7 +241,7 @@ def beats_random(played: PlayedGames, chance: PlayedGames) -> bool:
 
 
 def difference(one: PlayedGames, other: PlayedGames) -> Interval:
-    """Difference of two mean returns, with its 95 % bootstrap interval over the games."""
+    """Difference of two mean returns, with its 95% bootstrap interval over the games."""
     generator = np.random.default_rng(0)
     one_means, other_means = (
         mean_score(resample(generator, np.array(played.returns)[:, None]))

@@ -121,7 +121,7 @@ def by_action(log: Log, actions: int) -> tuple[NDArray[np.int64], Floats]:
 
 
 def around_rewards(log: Log, sign: int, reach: int = REACH) -> tuple[int, Floats] | None:
-    """Shares before and after rewards of one sign (1 or -1), with 95 % bootstrap bands over the rewards.
+    """Shares before and after rewards of one sign (1 or -1), with 95% bootstrap bands over the rewards.
 
     Returns:
         The number of rewards, and an array (m, 3, 2 reach + 1) with the mean, lower end, and upper

@@ -200,8 +200,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError:
         raise MissingError(
             "no-run",
-            f"{path} is gone: a run that goes on keeps its {KEPT} newest checkpoints. Run the same "
-            "command again; a run that was to begin from it needs another --run-dir.",
+            f"{path} is gone: a run in training keeps only its {KEPT} newest checkpoints. Run the "
+            "same command again; a run that was to begin from it needs another --run-dir.",
         ) from None
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from None

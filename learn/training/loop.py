@@ -198,7 +198,7 @@ def _warn_if_dead(dead_rows: float) -> None:
     if dead_rows == 1:
         _log.warning(
             "the fusion is dead: in every state of the last batch a ReLU cuts off all scores, so "
-            "no gradient reaches what weighs the models, and none will. That depends on the "
-            "initialization: start again with another --seed, or with --score-activation none "
-            "and --normaliser softmax."
+            "the weights of the models get no gradient, and never will. That depends on the "
+            "initialization: start again with another --seed, or with --score-activation none and "
+            "--normaliser softmax."
         )

@@ -70,5 +70,6 @@ def too_large(place: str, found: int, most: int) -> DamagedError:
     """Return the error of `get` for a file that is larger than expected."""
     return DamagedError(
         "bad-bytes",
-        f"{place} is rejected: it has {found} bytes, and at most {most} can be right. Run 'wsa verify'.",
+        f"{place} is too large: it has {found} bytes, and at most {most} are allowed. Run 'wsa "
+        "verify'.",
     )

@@ -84,7 +84,7 @@ class RemoteBackend:
                 raise too_large(f"{self.url}/{path}", length, most)
             data = bytes(found.bytes())
             if len(data) != length:
-                raise BaseError(f"{len(data)} of {length} bytes came")
+                raise BaseError(f"{len(data)} of {length} bytes arrived")
             return data
 
         try:
@@ -94,8 +94,8 @@ class RemoteBackend:
                 raise
         raise StorageError(
             "unavailable",
-            f"{self.url}/{path} was put without an answer and may still appear. Run the same "
-            "command again.",
+            f"{self.url}/{path} may still appear: the server did not answer when it was written. "
+            "Run the same command again.",
         )
 
     def put_new(self, path: str, data: bytes) -> bool:
@@ -148,7 +148,7 @@ class RemoteBackend:
             except InvalidPathError as error:
                 raise DamagedError(
                     "bad-record",
-                    f"{self.url} holds an object of a name that wsa never writes "
+                    f"{self.url} holds an object with a name that wsa never writes "
                     f"({_first_line(error)}). Remove it.",
                 ) from None
             except BaseError as error:
@@ -180,7 +180,7 @@ class RemoteBackend:
             # put the same: a record contains its attempt, and other files are in that folder.
             return found.meta["size"] == len(data) and bytes(client.get(key).bytes()) == data
         except FileNotFoundError:
-            raise BaseError("the file was removed while it was looked at") from None
+            raise BaseError("the file was removed while wsa looked at it") from None
 
     def _client(self, size: int = 0, *, reading: bool = False) -> Client:
         """Return a client for requests of up to `size` bytes."""
@@ -369,12 +369,12 @@ def parse(url: str) -> Place:
     scheme, _, rest = url.partition(":")
     if any(mark in rest for mark in "@?#:"):
         raise UsageError(
-            f"This {scheme} URL holds a user, a password or a query, and a store's URL is "
-            f"written down with every run. Give {scheme}://BUCKET/FOLDER alone, and credentials "
-            f"in the environment: {CREDENTIALS[scheme]}."
+            f"This {scheme} URL contains a user, a password, or a query, but every run records the "
+            f"URL of its store. Give {scheme}://BUCKET/FOLDER alone, and put credentials in the "
+            f"environment: {CREDENTIALS[scheme]}."
         )
     raise UsageError(
-        f"{url}: write it like {scheme}://bucket/folder, with letters, digits and - _ . = + only."
+        f"{url}: write it like {scheme}://bucket/folder, with only letters, digits, and - _ . = +."
     )
 
 
@@ -421,7 +421,7 @@ def connect(
         raise StorageError(
             "unavailable",
             f"This process was forked from one that uses {place.scheme}://{place.bucket}, whose "
-            "connections do not survive that. Start processes by 'spawn'.",
+            "connections do not survive a fork. Start processes with 'spawn'.",
         )
     _in_use.append(place)
     variables = dict(settings)
@@ -478,7 +478,8 @@ def _check_endpoint(setting: str, url: str) -> None:
         valid = False
     if not valid:
         raise UsageError(
-            f"{setting} {url!r} is no address of a server. Write it like http://minio.lab:9000."
+            f"{setting} {url!r} is not the address of a server. Write it like "
+            "http://minio.lab:9000."
         )
 
 

@@ -30,7 +30,7 @@ class LocalBackend:
         if file is not None:
             raise MissingError(
                 "no-store",
-                f"{file} is a file, and a store is a folder. Give another path with --store.",
+                f"{file} is a file, but a store is a folder. Give another path with --store.",
             )
 
     @property

@@ -26,14 +26,14 @@ def open_backend(url: str) -> Backend:
         return LocalBackend(rest)  # pyright: ignore[reportReturnType]
     if not url:
         raise UsageError(
-            "No store is named, and you have no home folder here that could hold one. Name one "
-            "with --store, such as /lab/wsa, or set WSA_STORE."
+            "No store is named, and there is no home folder here to hold a default one. Name a "
+            "store with --store, such as /lab/wsa, or set WSA_STORE."
         )
     if scheme == "file":
         raise UsageError(
             f"--store {url!r} names no folder. Write it like /lab/wsa or file:///lab/wsa."
         )
     raise UsageError(
-        f"Stores are kept in folders and in buckets, not on {scheme}://. Give a folder, "
-        "such as /lab/wsa, or a bucket, such as s3://bucket/wsa, gs://bucket/wsa or az://container/wsa."
+        f"Stores are kept in folders and in buckets, not on {scheme}://. Give a folder, such as "
+        "/lab/wsa, or a bucket, such as s3://bucket/wsa, gs://bucket/wsa, or az://container/wsa."
     )

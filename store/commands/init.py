@@ -19,13 +19,13 @@ SHARED = 0o2775  # The group may write, and new files and folders inherit the gr
 def init(o: InitOptions) -> int:
     """`wsa init`."""
     if o.group and not o.shared:
-        raise UsageError("--group is for a store that is shared; add --shared.")
+        raise UsageError("--group is for a shared store; add --shared.")
     if not o.shared:
         return terminal.result(o.json, {"store": open_store(o.store, create=True).url})
     if "://" in o.store and not o.store.startswith("file:///"):
         raise UsageError(
-            "--shared sets the permissions of a folder; who may write to a bucket is set where the "
-            "bucket is kept."
+            "--shared sets the permissions of a folder; the settings of a bucket say who may write "
+            "to it."
         )
     root = Path(open_backend(o.store).url)
     with atomic_files.storage_errors(root):
@@ -45,7 +45,7 @@ def init(o: InitOptions) -> int:
         raise StorageError(
             "no-permission",
             f"{sum(others.values())} files and folders of {root} belong to {owners}, and only they "
-            "may change who shares them. Ask them to run the same command.",
+            "can share these. Ask them to run the same command.",
         )
     return 0
 
@@ -57,7 +57,7 @@ def _share(root: Path, group: str) -> None:
             number = grp.getgrnam(group).gr_gid
         except KeyError:
             raise UsageError(
-                f"--group {group}: this machine knows no such group ('getent group')."
+                f"--group {group}: this machine has no such group ('getent group')."
             ) from None
         os.chown(root, -1, number)
     root.chmod(SHARED)

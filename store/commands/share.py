@@ -46,7 +46,7 @@ def _share(verb: str, o: ShareOptions, source_url: str, target_url: str) -> int:
         if verb == "push":
             raise
         raise MissingError(
-            error.kind, f"There is no store to take from at {theirs}. Check the address."
+            error.kind, f"There is no store to copy from at {theirs}. Check the address."
         ) from None
     target, unreadable = _survey_or_empty(target_url)
     done = sync.plan_sync(

@@ -59,8 +59,8 @@ def verify(o: VerifyOptions) -> int:
         )
     if damaged and not o.repair:
         terminal.say(
-            "To have damaged objects made or fetched again: wsa verify --repair. It moves what is "
-            "left of them to damaged/ and says for each what to run next."
+            "To make or fetch damaged objects again: wsa verify --repair. It moves what is left of "
+            "them to damaged/ and says what to run next for each."
         )
     return code
 
@@ -74,7 +74,7 @@ def sample_share(text: str) -> float:
     number = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(%?)", text.strip())
     share = float(number[1]) / (100 if number[2] else 1) if number else 0.0
     if not 0 < share <= 1:
-        raise UsageError(f"--sample {text}: write a share of the objects, like 1% or 0.01.")
+        raise UsageError(f"--sample {text}: write a share of the objects, such as 1% or 0.01.")
     return share
 
 
@@ -110,9 +110,9 @@ def sweep(o: SweepOptions) -> int:
         print("\n".join(f"  {terminal.plain(path)}" for path in report.strange[:SHOWN]))
         _more(len(report.strange))
     if report.protected:
-        terminal.say("Objects with a damaged or lost record are left whole: see 'wsa verify'.")
+        terminal.say("Objects with a damaged or lost record are left alone: see 'wsa verify'.")
     if report.leftovers and not o.yes:
-        terminal.say("Nothing was removed. To remove it: wsa sweep --yes")
+        terminal.say("Nothing was removed. To remove these files: wsa sweep --yes")
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Code that every room uses: errors, hashes, names, atomic files and the terminal."""
+"""Code that every package uses: errors, hashes, names, atomic files, and the terminal."""

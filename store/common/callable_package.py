@@ -1,7 +1,7 @@
-"""Packages that can be called: `wsa.encode(...)` beside `wsa.encode.jobs`.
+"""Packages that can be called: `wsa.encode(...)` besides `wsa.encode.jobs`.
 
-`encode` and `learn` name both rooms and functions for users. A room stays a package. Calling it
-imports one function and calls that.
+`encode` and `learn` name both packages and functions for users. Calling the package imports one
+function and calls that.
 """
 
 from __future__ import annotations

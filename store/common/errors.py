@@ -1,7 +1,7 @@
 """All errors that wsa raises on purpose, sorted by what the caller should do about them.
 
     WsaError
-    ├── UsageError      exit 2   the command asks for something impossible: change the command
+    ├── UsageError      exit 2   the command or an option is invalid: change the command
     ├── MissingError    exit 3   something does not exist yet: make it first (the message says how)
     ├── ConflictError   exit 4   two things disagree and nothing was written: choose one
     ├── DamagedError    exit 5   stored bytes are not what was committed: verify, then re-encode
@@ -85,7 +85,7 @@ def _make(error: type[WsaError], kind: Kind, message: str) -> WsaError:
 
 
 class UsageError(WsaError, ValueError):
-    """The command asks for something impossible.
+    """The command or an option is invalid.
 
     Args:
         message: What was found and where, ending with what to do about it.

@@ -45,7 +45,7 @@ def unknown_game(text: str) -> UsageError:
     close = difflib.get_close_matches(plain, _BY_LETTERS, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(_BY_LETTERS[name] for name in close)}? " if close else ""
     return UsageError(
-        f"{text!r} is not an ALE game. {hint}Games are spelled like Seaquest, MsPacman or "
+        f"{text!r} is not an ALE game. {hint}Games are spelled like Seaquest, MsPacman, or "
         "SpaceInvaders; 'wsa list --games' shows all.",
         kind="unknown-game",
     )

@@ -23,7 +23,7 @@ class DroppingStream:
     """Text stream that drops output when it has no reader.
 
     Args:
-        always: Whether any error drops the output (for remarks), or only a missing reader.
+        always: Whether any error drops the output (for log messages), or only a missing reader.
     """
 
     def __init__(self, stream: TextIO, always: bool) -> None:

@@ -1,6 +1,6 @@
-"""Terminal output: progress with rate and time left, remarks, tables and results.
+"""Terminal output: progress with rate and time left, log messages, tables, and results.
 
-Progress and remarks go to standard error and results to standard output, so that a script reads
+Progress and log messages go to standard error and results to standard output, so that a script reads
 only results. If standard error is not a terminal, progress is a plain line every few seconds.
 """
 
@@ -29,13 +29,13 @@ _BOX = "    \n    \n -  \n" + 5 * "    \n"
 
 
 def say(text: str) -> None:
-    """Print a remark for the user, not part of the result."""
+    """Print a message for the user, not part of the result."""
     print(plain(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def show_log() -> Iterator[None]:
-    """Print what wsa's modules log as remarks, until the block ends."""
+    """Print what wsa's modules log, until the block ends."""
     logger, handler = logging.getLogger("wsa"), _Remarks()
     level = logger.level
     logger.addHandler(handler)
@@ -48,7 +48,7 @@ def show_log() -> Iterator[None]:
 
 
 class _Remarks(logging.Handler):
-    """Log handler that prints remarks to the current standard error and marks warnings."""
+    """Log handler that prints messages to the current standard error and marks warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
         mark = "warning: " if record.levelno >= logging.WARNING else ""

@@ -64,8 +64,8 @@ def load_typed(name: str, kind: type, flag: str, recorded_in: str = "") -> Any:
     if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise ConflictError(
             "user-code",
-            f"{flag} {name}: it is no subclass of {kind.__module__}.{kind.__qualname__}. Derive it from "
-            "that.",
+            f"{flag} {name}: it is not a subclass of {kind.__module__}.{kind.__qualname__}. Derive "
+            "it from that.",
         )
     return cls
 

@@ -287,7 +287,7 @@ def _locked(path: Path, partial: Path) -> Iterator[None]:
     """Lock `partial` as an empty folder that no other process writes to."""
     if path.exists():
         raise ConflictError(
-            "run-exists", f"Something exists at {path}. Export to another path, or remove it."
+            "run-exists", f"{path} exists already. Export to another path, or remove it."
         )
     partial.mkdir(parents=True, exist_ok=True)
     handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
@@ -303,7 +303,8 @@ def _locked(path: Path, partial: Path) -> Iterator[None]:
             # A killed export leaves only such files; any other file is a user's.
             if stale.name != "zarr.json" and not (stale / "zarr.json").exists():
                 raise ConflictError(
-                    "run-exists", f"{stale} is not an export's. Move it, or export elsewhere."
+                    "run-exists",
+                    f"{stale} does not come from an export. Move it, or export to another path.",
                 )
         for stale in partial.iterdir():
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()

@@ -113,7 +113,7 @@ def _stored(data: bytes, shape: tuple[int, ...], dtype: str) -> Stored:
             f"it says {metadata['shape']} {metadata['data_type']!r}, not {shape} {dtype}"
         )
     if metadata["chunk_grid"]["name"] != "regular" or metadata.get("storage_transformers"):
-        raise ValueError("its chunk grid is not the regular one")
+        raise ValueError("its chunk grid is not regular")
     keys = metadata["chunk_key_encoding"]
     if keys["name"] != "default" or keys.get("configuration") != {"separator": "."}:
         raise ValueError("its chunks are not named as c.0.0")
@@ -196,7 +196,7 @@ def check_crc(chunk: Bytes) -> Bytes:
     """
     body, crc = chunk[:-_CRC_BYTES], chunk[-_CRC_BYTES:].tobytes()
     if len(chunk) < _CRC_BYTES or google_crc32c.value(body) != int.from_bytes(crc, "little"):
-        raise ValueError("its crc32c does not fit")
+        raise ValueError("its crc32c does not match")
     return body
 
 
@@ -221,7 +221,7 @@ def _zstd_bytes(header: bytes) -> int:
     The decoder's buffer has exactly this size, so any further frames do not fit.
     """
     if len(header) < 6 or int.from_bytes(header[:4], "little") != _ZSTD_MAGIC:
-        raise ValueError("it is no zstd frame")
+        raise ValueError("it is not a zstd frame")
     flags = header[4]
     single_segment = bool(flags & 0x20)
     width = (1 if single_segment else 0, 2, 4, 8)[flags >> 6]

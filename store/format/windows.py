@@ -47,8 +47,8 @@ def window_rows(
     """
     if not 1 <= window <= MAX_STACK_FRAMES:
         raise UsageError(
-            f"A stack of {window} frames: segments hold what stacks of 1 to {MAX_STACK_FRAMES} "
-            "need. Choose one of these."
+            f"A stack of {window} frames is not possible: segments hold what stacks of 1 to "
+            f"{MAX_STACK_FRAMES} need. Choose one of these."
         )
     offsets = np.arange(window - 1, -1, -1)
     result: NDArray[np.int64] = np.maximum(rows[:, None] - offsets, starts[:, None])

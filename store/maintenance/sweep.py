@@ -249,5 +249,5 @@ def _clock(backend: Backend) -> float:
         backend.delete(path)
     raise StorageError(
         "unavailable",
-        f"{backend.url} does not list a file that was published there just now. Try again later.",
+        f"{backend.url} does not list a file that wsa has just written there. Try again later.",
     )

@@ -294,7 +294,7 @@ def layout_of(snapshot: Snapshot, game: str, key: str) -> tuple[int, tuple[int, 
     if len(layouts) != 1:
         raise ConflictError(
             "other-bytes",
-            f"{key} has embeddings of windows and shapes {layouts}. Use other models.",
+            f"{key} has embeddings with different windows or shapes: {layouts}. Use other models.",
         )
     return *layouts.pop(), max(meta.dtype for meta in metas)
 

@@ -93,7 +93,7 @@ def _create_root(backend: Backend, create: bool) -> bytes:
     if "://" in backend.url and not gives_names_once(backend):
         raise UsageError(
             f"{backend.url} cannot hold a store: its server lets a second writer replace a file, "
-            "though asked not to (If-None-Match: *). Use a server that keeps this promise, or a "
+            "although asked not to (If-None-Match: *). Use a server that keeps this promise, or a "
             "folder."
         )
     if "://" not in backend.url:

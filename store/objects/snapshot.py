@@ -220,7 +220,8 @@ class Snapshot:
         if frames_meta.frames != meta.frames:
             raise DamagedError(
                 "bad-record",
-                f"{path} has {frames_meta.frames} frames, its segment {meta.frames}. Run 'wsa verify'.",
+                f"{path} has {frames_meta.frames} frames, but its segment has {meta.frames}. Run "
+                "'wsa verify'.",
             )
         pictures = self.read_array_at(path, "frames").astype(np.uint8, copy=False)
         if not frames_meta.indexed:
@@ -249,8 +250,8 @@ class Snapshot:
         if rows is not None and not (isinstance(rows.meta, SegmentMeta) and meta.fits(rows.meta)):
             raise DamagedError(
                 "bad-record",
-                f"{commit.path} has {meta.shape[0]} embeddings, and its segment another number of "
-                f"{meta.unit}. Run 'wsa verify'.",
+                f"{commit.path} has {meta.shape[0]} embeddings, but its segment has a different "
+                f"number of {meta.unit}. Run 'wsa verify'.",
             )
         return self.read_array_at(commit.path)
 

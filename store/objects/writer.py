@@ -102,10 +102,10 @@ def commit_embedding(
     if bad.any():
         raise ConflictError(
             "not-finite",
-            f"Model {meta.model} gave NaN or infinite embeddings for {bad.sum()} of {len(array)} "
-            f"{meta.unit} of {meta.game} segment {meta.segment} (first: {meta.unit[:-1]} "
-            f"{bad.argmax()}). Nothing was written. Check the weights file; if you "
-            "chose --precision, try fp32.",
+            f"Model {meta.model} returned NaN or infinite embeddings for {bad.sum()} of "
+            f"{len(array)} {meta.unit} of {meta.game} segment {meta.segment} (first: "
+            f"{meta.unit[:-1]} {bad.argmax()}). Nothing was written. Check the weights file; if "
+            "you chose --precision, try fp32.",
         )
     files = layout.encode_embedding(array)
     return _commit(backend, _record(meta, files), files)

@@ -134,7 +134,7 @@ class FaultyBackend:
     | `lose` | `StorageError` unavailable | the call |
     | `late` | `StorageError` unavailable | a put happens after the next call, as on a network |
     | `full` | `put_new` raises `StorageError` no-space; others succeed | nothing is stored |
-    | `kill` | `Killed`, also at every later call | nothing from now on |
+    | `kill` | `Killed`, at this and every later call | nothing from now on |
 
     Args:
         inner: The backend that has the files.

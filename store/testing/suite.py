@@ -121,7 +121,7 @@ class BackendSuite:
     def test_what_is_not_there(self, backend: Backend) -> None:
         """Missing files, folders and prefixes of names all count as missing."""
         backend.put_new("games/Pong/a", b"x")
-        # A folder is not a file, nor is a prefix of a file's name, and a file is no folder.
+        # A folder is not a file, nor is a prefix of a file's name, and a file is not a folder.
         missing = ("nothing", "games/nothing", "games", "games/Pong", "games/Pon", "games/Pong/")
         for path in (*missing, "games/Pong/a/b"):
             with pytest.raises(FileNotFoundError):
@@ -163,7 +163,7 @@ class BackendSuite:
         assert _paths(backend, "commits") == inside
         assert _paths(backend, "commits/aa") == inside[:1]
         assert _paths(backend, "commits/a") == _paths(backend, "comm") == []
-        assert _paths(backend, "commits/z") == [], "a file is no folder"
+        assert _paths(backend, "commits/z") == [], "a file is not a folder"
         assert _paths(backend, "games") == ["games/commits/x"]
         assert len(_paths(backend)) == 7
 

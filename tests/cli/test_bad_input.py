@@ -41,14 +41,14 @@ eval
     'wsa eval --help' lists the options.
 collect --game Seaquestt
     'Seaquestt' is not an ALE game. Did you mean Seaquest or LaserGates? Games are
-    spelled like Seaquest, MsPacman or SpaceInvaders; 'wsa list --games' shows all.
+    spelled like Seaquest, MsPacman, or SpaceInvaders; 'wsa list --games' shows all.
 collect --steps 0
     --steps must be from 1 to 1000000000, not 0.
 collect --sticky nan
     --sticky must be at least 0 and below 1, not nan.
 collect --store ftp://lab/wsa
     Stores are kept in folders and in buckets, not on ftp://. Give a folder, such as
-    /lab/wsa, or a bucket, such as s3://bucket/wsa, gs://bucket/wsa or az://container/wsa.
+    /lab/wsa, or a bucket, such as s3://bucket/wsa, gs://bucket/wsa, or az://container/wsa.
 encode --engine tvm
     invalid choice 'tvm' for argument '--engine'. Expected one of ('auto', 'torch',
     'compile', 'openvino'). 'wsa encode --help' lists the options.
@@ -88,7 +88,7 @@ encode --models lite0:random --weights lito=lite0.safetensors
 encode --models lite0:random --weights lite0=lite0.safetensors
     --weights lite0=lite0.safetensors: none of --models uses them. --models has lite0:random.
 encode --scheduler slrum --slurm-gpu
-    --scheduler 'slrum' is not one; write local, inproc, slurm, or tcp://HOST:PORT.
+    --scheduler 'slrum' is not a scheduler; write local, inproc, slurm, or tcp://HOST:PORT.
 encode --poll 1
     --poll is for a service; add --watch.
 encode --beat 1
@@ -98,11 +98,11 @@ encode --metrics-port 9464
 encode --metrics-host 0.0.0.0
     --metrics-host is for a service; add --watch.
 encode --watch --metrics-host 0.0.0.0
-    --metrics-host serves nothing; add --metrics-port.
+    --metrics-host has no effect alone; add --metrics-port.
 encode --watch --metrics-port 70000
     --metrics-port must be from 0 to 65535, not 70000.
 encode --watch --report x
-    --watch has no end to report; leave --report out, and ask 'wsa status'.
+    --watch never ends, so it writes no report; leave out --report, and use 'wsa status'.
 encode --max-step-error nan
     --max-step-error must be at least 0, not nan.
 encode --report s3://lab/rep

@@ -29,7 +29,7 @@ FOREIGN = (
     ". is not a wsa store: it holds files but no wsa.json. Give another path with --store, or an "
     "empty folder to start a store there."
 )
-FILE = "./file is a file, and a store is a folder. Give another path with --store."
+FILE = "./file is a file, but a store is a folder. Give another path with --store."
 NEWER = (
     "./other is a store of format 2; this wsa reads format 1. Use the wsa that wrote it, or name "
     "another store with --store."

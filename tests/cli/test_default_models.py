@@ -42,7 +42,7 @@ def test_models_encoded_later_do_not_change_the_default(wsa):
     outcome = wsa(*OFFLINE, "--dry-run")
     assert planned_models(outcome) == (keys, "mean")
     pinned = f"--models {','.join(keys)}"
-    assert f"so these are taken. To keep them: {pinned}\n" in outcome.err
+    assert f"so wsa takes these. To keep them: {pinned}\n" in outcome.err
     outcome = wsa(*OFFLINE, *pinned.split(), "--dry-run")
     assert planned_models(outcome) == (keys, "mean") and "To keep them" not in outcome.err
     # A default model that is not complete is not replaced by one that is.

@@ -65,7 +65,9 @@ def test_a_run_goes_on_with_its_own_data_after_the_store_has_grown(filled, tmp_p
         outcome = filled(*longer, "--json")
         assert outcome.code == 0, outcome.err
         assert outcome.json["updates"] == expected
-        assert "goes on with the 4 segments" in outcome.err and "leaves out 2 newer" in outcome.err
+        assert (
+            "continues with the 4 segments" in outcome.err and "leaves out 2 newer" in outcome.err
+        )
     assert read_config(tmp_path / "run")["segments"] == before["segments"]
     config = tmp_path / "run" / "config.json"
     lost = before["segments"][0]

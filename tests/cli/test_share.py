@@ -203,8 +203,8 @@ def test_models_of_one_key_are_compared_by_their_probes(filled, tmp_path, key, f
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
-        ("pull nowhere", 3, "There is no store to take from at ./nowhere"),
-        ("merge nowhere", 3, "There is no store to take from at ./nowhere"),
+        ("pull nowhere", 3, "There is no store to copy from at ./nowhere"),
+        ("merge nowhere", 3, "There is no store to copy from at ./nowhere"),
         ("push lab --store nowhere", 3, "There is no store at ./nowhere yet"),
         ("push run", 3, "./run is not a wsa store"),
         ("pull store", 2, "./store is the store itself"),

@@ -81,7 +81,7 @@ def test_a_current_folder_that_was_removed_is_an_error(tmp_path):
     ended = shell("mkdir gone; cd gone; rmdir ../gone; wsa list", cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr == (
-        "wsa list: the current folder was removed. Change to another, as with cd.\n"
+        "wsa list: the current folder was removed. Change to another one with cd.\n"
     )
 
 
@@ -111,7 +111,7 @@ def test_a_user_without_a_home_is_asked_for_a_place(monkeypatch, capsys):
     monkeypatch.setattr("platformdirs.user_cache_path", fail)
     assert cli.main(["list"]) == 2
     assert capsys.readouterr().err.startswith(
-        "wsa list: No store is named, and you have no home folder"
+        "wsa list: No store is named, and there is no home folder"
     )
     with pytest.raises(UsageError, match="Set WSA_CACHE"):
         cache_folder()

@@ -80,7 +80,7 @@ def test_worker_processes_that_do_not_start_are_given_up(monkeypatch):
     monkeypatch.setattr(cluster, "_keep_scaled", lambda *_: None)
     monkeypatch.setattr(cluster, "_preload_forkserver", lambda _: None)  # It imports for seconds.
     with (
-        pytest.raises(StorageError, match="Of 1 worker processes here 0 started"),
+        pytest.raises(StorageError, match="Only 0 of 1 worker processes started"),
         cluster.connect("local", 1, "cpu"),
     ):
         pass

@@ -1,4 +1,4 @@
-"""How a plan is executed: reads, retries, segments set aside, and the order of tasks."""
+"""How a plan is executed: reads, retries, segments skipped, and the order of tasks."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_an_engine_that_fails_is_named_every_time_the_result_is_read(opened, fra
         begun.result()
     assert caught.value.kind == "model-failed"
     assert str(caught.value) == (
-        f"torch failed in the middle of play when it ran {opened[0].models[0]} (RuntimeError: out of "
+        f"torch failed during play when it ran {opened[0].models[0]} (RuntimeError: out of "
         "memory). 'wsa learn --resume RUN' continues from the last checkpoint; --engine torch runs "
         "the model without it."
     )

@@ -135,7 +135,7 @@ def test_a_job_that_is_cancelled_in_the_queue_is_replaced(encode):
     (second,) = run.jobs()
     subprocess.run(["scontrol", "update", f"jobid={second}", "starttime=now"], check=True)
     assert run.wait() == 0, run.log.read_text()
-    assert "is over (cancelled) and had no worker" in run.log.read_text()
+    assert "ended (cancelled) without a worker" in run.log.read_text()
 
 
 def test_jobs_that_cannot_start_end_the_command(encode):

@@ -54,10 +54,10 @@ def test_events_are_json_and_the_report_repeats_them(store, fill, damage_frames,
     summary = (tmp_path / "report" / "summary.md").read_text()
     assert model["model"] in summary and metas[2].segment in summary and "wsa verify" in summary
     code, out, err = run_wsa(*command)
-    assert code == 5 and "Set aside" in out and "{" not in err
+    assert code == 5 and "Skipped" in out and "{" not in err
     assert "(Attempt 1; this run tries it again.)" in err
-    assert "(Attempt 3; it is set aside.)" in err
-    assert err.splitlines()[-1].startswith("wsa encode: 1 objects were set aside")
+    assert "(Attempt 3; it is skipped.)" in err
+    assert err.splitlines()[-1].startswith("wsa encode: 1 objects were skipped")
 
 
 def test_a_report_that_cannot_be_written_is_refused_at_once(store, fill, run_wsa, tmp_path):

@@ -62,9 +62,7 @@ def test_status_shows_live_and_lost_services(store, run_wsa):
     (bob,) = [line for line in out.splitlines() if "no sign" in line]
     assert bob.startswith("bob\\x1b[31m@gpu2")
     assert (
-        "  trouble: down\\x1b[2J" in out
-        and "  set aside: x\\ny" in out
-        and "  and 1 more" not in out
+        "  trouble: down\\x1b[2J" in out and "  skipped: x\\ny" in out and "  and 1 more" not in out
     )
     code, out, _ = run_wsa("status", "--store", store.url, "--json")
     status = json.loads(out)

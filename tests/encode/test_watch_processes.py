@@ -113,7 +113,7 @@ def test_a_service_continues_after_many_failed_segments(store, fill, service, da
     (stored,) = wait_heartbeats(store, [one])
     (work,) = stored.heartbeat.models.values()
     assert (work.set_aside, work.failed, work.done) == (len(metas) - 2, len(metas) - 2, 2)
-    assert one.said.count("set aside: Pong") == len(metas) - 2 and "after 1 attempts" in one.said
+    assert one.said.count("skipped: Pong") == len(metas) - 2 and "after 1 attempts" in one.said
     assert one.end() == 143
     events = [json.loads(line) for line in one.said.splitlines() if line.startswith("{")]
     assert [e["event"] for e in events].count("SegmentDone") == 2
@@ -133,8 +133,8 @@ def test_a_precision_is_measured_on_every_new_game(store, make_segment, service)
     one = service("--store", store.url, "--models", "timm:test_resnet:random", *options)
     one.until(lambda: encoded(store, 1))
     writer.commit_segment(store, *make_segment(0, still, "Breakout"))
-    one.until_said("set aside: Breakout, until the service is restarted")
-    one.until_said("waiting: everything is encoded but Breakout, set aside")
+    one.until_said("skipped: Breakout, until the service is restarted")
+    one.until_said("waiting: everything is encoded but Breakout, skipped")
     writer.commit_segment(store, *make_segment(1, lively, "Pong"))
     one.until(lambda: len(take_snapshot(store).embeddings()) == 2)
     assert one.end() == 143

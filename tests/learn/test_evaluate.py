@@ -406,7 +406,7 @@ def test_a_machine_plays_the_games_of_the_random_policy_once(tmp_path, monkeypat
     monkeypatch.setenv("WSA_CACHE", str(tmp_path / "file"))
     (tmp_path / "file").touch()
     assert games.play() == episodes
-    assert "The games of the random policy are not kept." in caplog.text
+    assert "The games of the random policy were not kept." in caplog.text
 
 
 def test_random_games_are_played_without_a_folder_for_a_cache(monkeypatch):

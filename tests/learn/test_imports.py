@@ -340,7 +340,7 @@ def put(name, of):
         (flat, changed("rewards", 3, 1e300), "the reward of step 3 is 1e"),
         (flat, changed("actions", 2, 4), "Step 2 of episode 0 has an action out of range"),
         (flat, changed("actions", 2, -2), "has actions 0 to 3"),
-        (flat, changed("terminations", 3, True), "goes on after its end at step 3"),
+        (flat, changed("terminations", 3, True), "continues after its end at step 3"),
         (flat, put("truncations", lambda a: a * 2.0), "truncations must be true or false"),
         (flat, changed("actions", -1, 1), "the last episode has no last observation"),
         (flat, changed("rewards", -1, 1), "a row with action -1 has a reward or an end"),
@@ -403,7 +403,9 @@ def test_a_color_that_the_palette_lacks_is_refused(here, store, played):
 
 
 def test_the_protocol_must_be_known_and_agree():
-    with pytest.raises(UsageError, match="Say it: --frame-skip and --sticky, or --protocol"):
+    with pytest.raises(
+        UsageError, match="State it with --frame-skip and --sticky, or with --protocol"
+    ):
         state_protocol(GAME, PartialProtocol(), PartialProtocol())
     with pytest.raises(UsageError, match=r"with sticky 0\.0; --sticky says 0\.25"):
         state_protocol(

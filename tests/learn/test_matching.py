@@ -38,7 +38,7 @@ def count(config):
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_the_chosen_width_is_the_nearest(name):
+def test_the_chosen_width_is_the_closest(name):
     wanted = 20_001
     found = match_parameters(network(name), wanted, count)
     by = fusion_class(name).scaled_by
@@ -60,8 +60,8 @@ def test_hidden_layers_keep_their_proportions():
 @pytest.mark.parametrize(
     ("config", "wanted", "linear", "words"),
     [
-        (network("wsa"), 100, False, r"with --fusion-size 1 --fusion wsa has 1,691 here.*nearest"),
-        (network("wsa"), 10**15, False, r"with --fusion-size 65536 --fusion wsa has .*nearest"),
+        (network("wsa"), 100, False, r"with --fusion-size 1 --fusion wsa has 1,691 here.*closest"),
+        (network("wsa"), 10**15, False, r"with --fusion-size 65536 --fusion wsa has .*closest"),
         (network("cnn", channels=8), 4_000, False, "chooses --fusion-channels: leave one of"),
         (network("wsa", size=8), 4_000, False, "chooses --fusion-size: leave one of"),
         (network("lin"), 4_000, True, "--fusion lin has no width of its own.*linear heads"),

@@ -118,7 +118,7 @@ ENDPOINTS = [
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_a_malformed_endpoint_is_refused(environment, endpoint):
     environment.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(UsageError, match=r"AWS_ENDPOINT_URL .* is no address of a server"):
+    with pytest.raises(UsageError, match=r"AWS_ENDPOINT_URL .* is not the address of a server"):
         RemoteBackend("s3://lab/wsa").get("x")
 
 

@@ -201,7 +201,7 @@ def test_existing_files_are_left_alone(kit, snapshot, tmp_path):
     partial = tmp_path / "x.partial"
     partial.mkdir()
     (partial / "notes.txt").write_text("mine")
-    with pytest.raises(ConflictError, match="is not an export's"):
+    with pytest.raises(ConflictError, match="does not come from an export"):
         export_all(snapshot, kit, tmp_path / "x")
     assert (partial / "notes.txt").read_text() == "mine"
     assert not (tmp_path / "x").exists()

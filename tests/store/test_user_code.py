@@ -20,6 +20,6 @@ def test_a_class_is_loaded_once_its_name_is_typed(monkeypatch):
     assert refused.value.kind == "no-library" and "run/config.json" in str(refused.value)
     user_code.type_in([name, "no name"])
     assert user_code.load_typed(name, dict, "--fusion").__name__ == "OrderedDict"
-    with pytest.raises(ConflictError, match="no subclass of") as wrong:
+    with pytest.raises(ConflictError, match="not a subclass of") as wrong:
         user_code.load_typed(name, list, "--fusion")
     assert wrong.value.kind == "user-code"

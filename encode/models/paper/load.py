@@ -119,7 +119,7 @@ def _load(made: nn.Module, alias: str, file: Path) -> None:
     """Load a file with exactly this network's tensors, in single or half precision."""
     try:
         if file.suffix != ".safetensors":
-            raise ValueError("it is no .safetensors file")
+            raise ValueError("it is not a .safetensors file")
         tensors = {n: t.float() for n, t in safetensors.torch.load_file(file).items()}
         # The file lacks batch norm's counter of training batches, which inference does not use.
         for name, tensor in made.state_dict().items():

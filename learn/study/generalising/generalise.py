@@ -61,8 +61,8 @@ def generalise(o: GeneraliseOptions) -> int:
         terminal.say(remark)
     if not any(plan.suites for plan in plans):
         raise UsageError(
-            f"--suite {o.suite}: no run's game has variants in this suite. authors is for Breakout and "
-            "Pong; look, noise and sticky are for every game."
+            f"--suite {o.suite}: no run's game has variants in this suite. authors is for Breakout "
+            "and Pong; look, noise, and sticky are for every game."
         )
     evaluation, folder = o.final_games.settings(o.episodes), Path(o.study_dir)
     games, shifts = Games(folder, evaluation), Shifts(folder, evaluation, o.states)

@@ -68,11 +68,12 @@ def write(
         parts.append(table("Runs that failed", ("run", "reason"), rows))
     parts += [part for one in runs for part in _parts(one, evaluation.episodes)]
     note = (
-        f"{evaluation_note(evaluation)}. Games with and without a change have the same seeds, in pairs. Kept: "
-        "(return in the variant - random policy in the variant) / (return - random policy), if the 95 % "
-        "interval of the run's advantage over the random policy is above 0. Intervals: bootstrap over "
-        "pairs of games. Embeddings: cosine between the embeddings of a frame with and without the "
-        "change, after the same actions, as the network normalizes them. Weights are scaled to sum to 1."
+        f"{evaluation_note(evaluation)}. Games with and without a change have the same seeds, in "
+        "pairs. Kept: (return in the variant - random policy in the variant) / (return - random "
+        "policy), if the 95% interval of the run's advantage over the random policy is above 0. "
+        "Intervals: bootstrap over pairs of games. Embeddings: cosine between the embeddings of a "
+        "frame with and without the change, after the same actions, as the network normalizes "
+        "them. Weights are scaled to sum to 1."
     )
     seeds, of_run = env_seeds(evaluation), trained_runs.COLUMNS
     tables = {

@@ -27,7 +27,7 @@ class Retention:
         plain: Games without a change.
 
     Attributes:
-        advantage: Return minus the random policy's without a change, with its 95 % interval.
+        advantage: Return minus the random policy's without a change, with its 95% interval.
     """
 
     def __init__(self, plain: Pair) -> None:
@@ -70,5 +70,5 @@ class Retention:
 
 
 def _interval(values: NDArray[np.float64]) -> Interval:
-    """First value, with the central 95 % interval of the other values."""
+    """First value, with the central 95% interval of the other values."""
     return percentile_interval(values[0], values[1:])

@@ -119,7 +119,7 @@ def _parts(one: PlayedResult) -> Iterator[Part]:
     yield Figure(
         f"Return with sets of models ({run.name})",
         figures.intervals(bars, "raw return", line=one.random.mean),
-        "Mean with 95 % bootstrap interval over the games. Dashed: random policy.",
+        "Mean with 95% bootstrap interval over the games. Dashed: random policy.",
     )
     if one.shapley is not None:
         letters, legend = letters_of(run.models)

@@ -258,7 +258,7 @@ def test_a_run_acts_alike_alone_and_beside_another(run, screens):
 
 def test_act_refuses_games_that_did_not_begin_together(run, screens):
     run.act(screens[0][0, 0], first=True)
-    with pytest.raises(wsa.UsageError, match="games begin together"):
+    with pytest.raises(wsa.UsageError, match="begin all games together"):
         run.act(screens[0], first=np.array([True, False]))
     for frames, first in (
         (screens[0][0, 0].astype(float), True),
@@ -330,7 +330,7 @@ def test_an_encoder_keeps_the_requested_output():
     ).shape == (5,)
     palette = wsa.encoder("palette", game="Pong", device="cpu")
     assert palette(np.zeros((210, 160, 3), np.uint8)).ndim == 1
-    with pytest.raises(wsa.UsageError, match="a fit for each game"):
+    with pytest.raises(wsa.UsageError, match="fitted to each game"):
         wsa.encoder("palette")
     with pytest.raises(wsa.UsageError, match="frames of a store"):
         wsa.encoder(MODEL, output="map+pca:4@Pong")

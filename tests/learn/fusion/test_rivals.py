@@ -258,8 +258,8 @@ def test_controls_replace_parts_of_wsa():
     [
         ("cnn", ((1, 4), (1, 5)), "every model gives a vector. Encode one with --output grid:7"),
         ("mix", ((1, 4),), "choose --fusion lin or wsa"),
-        ("cnn", ((1, 4), (1, 3, 3, 2)), "1 x 4 = 4 numbers are no multiple of 9. Choose"),
-        ("single", ((1, 4), (1, 5)), "takes one model, and there are 2. Name it with --models"),
+        ("cnn", ((1, 4), (1, 3, 3, 2)), "1 x 4 = 4 numbers are not a multiple of 9. Choose"),
+        ("single", ((1, 4), (1, 5)), "takes one model, but there are 2. Name one with --models"),
     ],
 )
 def test_unsuitable_shapes_are_refused(name, shapes, message):

@@ -60,7 +60,7 @@ def test_a_wrong_or_silent_address_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr("wsa.encode.jobs.cluster._Client", refuse)
     for address, kind, message in (
-        ("gpu-box", UsageError, "is no address"),
+        ("gpu-box", UsageError, "is not an address"),
         ("tcp://127.0.0.1:1", StorageError, "No Dask scheduler answers"),
     ):
         with (
