@@ -1,4 +1,4 @@
-"""Where and how a run trains, which is no part of its configuration: it may move to another machine."""
+"""Where and how a run trains; not part of its configuration, because a run can change machines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Machine:
         device: Device for training, and for the models that embed frames.
         engine: Inference engine of the models; `auto` uses the one that filled the store.
         weights: Paths of weights files by alias, if this machine keeps them elsewhere.
-        threads: Number of threads that embed in parallel. By default, as many as torch uses.
+        threads: Number of threads that embed in parallel; None for as many as torch uses.
         compiled: Whether networks go through torch.compile.
     """
 
