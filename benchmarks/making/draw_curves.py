@@ -18,9 +18,9 @@ from wsa.learn.training import charts
 RESULTS = Path(__file__).parents[1] / "results/online-curves.csv"
 STRETCH = 20_000
 METHODS = {
-    ("wsa", "palette", "8"): "WSA over palette (three seeds)",
-    ("wsa", "palette+objects", "8"): "WSA over palette and objects",
-    ("wsa", "sr+vos", "8"): "WSA over sr and vos",
+    ("wsa", "palette", "8"): "WSA on palette (three seeds)",
+    ("wsa", "palette+objects", "8"): "WSA on palette and objects",
+    ("wsa", "sr+vos", "8"): "WSA on sr and vos",
     ("nature", "", "8"): "pixels (NatureCNN)",
 }
 
