@@ -57,6 +57,8 @@ from wsa.store.configs import (
     own_or,
 )
 
+NEEDS_LESS_MEMORY = "Use a smaller --hidden, --batch-size, or --num-envs, or fewer models."
+
 _HEADS = (NetworkConfig().hidden, NetworkConfig().head_activation)
 PRESET_OPTIONS = ("fusion_preset", "rl_preset")
 Device = Literal["auto", "cpu", "cuda"]

@@ -16,6 +16,14 @@ SIZE = UPDATES.index("--fusion-size")
 WITHOUT_SIZE = (*UPDATES[:SIZE], *UPDATES[SIZE + 2 :])  # Some fusions have no such option.
 
 
+def test_a_network_too_large_for_memory_is_one_line(filled):
+    for size in (("--hidden", 10**10), ("--batch-size", 10**11), ("--hidden", 10**10, "--dry-run")):
+        outcome = filled(*LEARN, *size)
+        assert outcome.code == 6, outcome.err
+        assert "not enough memory for" in outcome.error and "smaller --hidden" in outcome.error
+        assert "Traceback" not in outcome.err
+
+
 @pytest.mark.slow
 def test_the_best_checkpoint_is_played_only_on_request(filled, tmp_path):
     learned = filled(*UPDATES, "--algo", "bc", "--save-best", "--run-dir", "new")
