@@ -194,14 +194,13 @@ def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
     for group, returns in groups.items():
         mean = stratified_interval(np.array(returns)[:, None], mean_score)
         score = human_normalised(config.game, mean.value)
-        several = len(returns) > 1
-        interval = f"[{mean.low:,.1f}, {mean.high:,.1f}]" if several else None
+        interval = None if mean.low is None else f"[{mean.low:,.1f}, {mean.high:,.1f}]"
         normalised = None if score is None else f"{score:.3f}"
         rows.append((*group, len(returns), f"{mean.value:,.1f}", interval, normalised))
         name = " ".join(v for c, v in zip(columns, group, strict=True) if v and c != "checkpoint")
         style = int("random" in group)
         bars.append(figures.Bar(name, mean.value, mean.low, mean.high, style))
-    note = "Mean raw return with its 95% bootstrap interval over games. Human-normalized: 0 is the published score of a random policy, 1 that of a human tester."
+    note = "Mean raw return with its 95% bootstrap interval over games; a single game has none. Human-normalized: 0 is the published score of a random policy, 1 that of a human tester."
     # An older wsa called this column `updates`, also for steps.
     named = [config.unit if c in ("trained", "updates") else c for c in columns]
     heads = (*named, "games", "mean return", "95% interval", "human-normalized")

@@ -62,7 +62,9 @@ def test_a_run_no_better_than_random_has_no_share():
     retention = Retention(plain)
     assert not retention.beats_random and retention.share([plain]) is None
     assert retention.change(plain[0]) == (0, 0, 0)
-    assert not Retention((games(9), games(1))).beats_random  # One game.
+    alone = Retention((games(9), games(1)))  # One game has no interval.
+    assert not alone.beats_random and alone.advantage == (8, None, None)
+    assert alone.change(games(7)) == (-2, None, None)
 
 
 def test_shifts_of_embeddings_and_weights():
