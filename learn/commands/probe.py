@@ -161,7 +161,7 @@ def _remarks_on_play(game: str, play: dict[str, dict[str, Any]]) -> list[str]:
     remarks = []
     for name, summary in play.items():
         mean = "no episode ended" if summary["mean_return"] is None else (
-            f"mean return {summary['mean_return']:.1f}"
+            f"mean return {terminal.number(summary['mean_return'])}"
         )  # fmt: skip
         remarks.append(
             f"{name} play: {summary['steps']:,} steps of {summary['segments']} segments, {mean}, by "

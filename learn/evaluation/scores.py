@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wsa.store.common.terminal import number, numbers
+
 Scores = NDArray[np.float64]
 
 RESAMPLES = 2000  # rliable's default of 50,000 moves an end of an interval by about 1 %.
@@ -98,8 +100,9 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         """Format for tables, such as 0.27 [0.03, 0.56]; one number if there is no interval."""
         if self.low is None or self.high is None:
-            return f"{self.value:z.2f}"
-        return f"{self.value:z.2f} [{self.low:z.2f}, {self.high:z.2f}]"
+            return number(self.value)
+        value, low, high = numbers(self.value, self.low, self.high)
+        return f"{value} [{low}, {high}]"
 
 
 def human_normalised(game: str, raw: float) -> float | None:

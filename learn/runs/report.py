@@ -30,6 +30,7 @@ from wsa.learn.training import metrics
 from wsa.learn.training.metrics import EVALUATION_RETURN, TRAINING_RETURN
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import WsaError
+from wsa.store.common.terminal import numbers
 from wsa.store.objects.model_spec import describe
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -194,9 +195,10 @@ def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
     for group, returns in groups.items():
         mean = stratified_interval(np.array(returns)[:, None], mean_score)
         score = human_normalised(config.game, mean.value)
-        interval = None if mean.low is None else f"[{mean.low:,.1f}, {mean.high:,.1f}]"
+        value, *ends = numbers(*(number for number in mean if number is not None))
+        interval = f"[{', '.join(ends)}]" if ends else None
         normalised = None if score is None else f"{score:.3f}"
-        rows.append((*group, len(returns), f"{mean.value:,.1f}", interval, normalised))
+        rows.append((*group, len(returns), value, interval, normalised))
         name = " ".join(v for c, v in zip(columns, group, strict=True) if v and c != "checkpoint")
         style = int("random" in group)
         bars.append(figures.Bar(name, mean.value, mean.low, mean.high, style))

@@ -50,9 +50,9 @@ def test_runs_are_resampled_within_their_game():
 
 def test_one_run_has_no_interval_and_equal_runs_have_one_without_width():
     alone = stratified_interval(np.array([[3.0]]))
-    assert alone == (3, None, None) and str(alone) == "3.00" and not alone.above_zero
+    assert alone == (3, None, None) and str(alone) == "3" and not alone.above_zero
     equal = stratified_interval(np.array([[3.0], [3.0]]))
-    assert equal == (3, 3, 3) and str(equal) == "3.00 [3.00, 3.00]" and equal.above_zero
+    assert equal == (3, 3, 3) and str(equal) == "3 [3, 3]" and equal.above_zero
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=40), st.randoms())
