@@ -424,7 +424,9 @@ def _one_line(name: str, box: str) -> str:
     )
     flags = [flag for p in parts if p.startswith("Perhaps") for flag in re.findall(r" --[\w-]+", p)]
     hint = f" Perhaps you meant{flags[0]}." if flags else ""
-    if re.match("Unrecognized options: [^-]", message):
+    if re.match(r"Unrecognized options: (True|False)\b", message):
+        hint = " Turn an option on or off by its name: --FLAG or --no-FLAG."
+    elif re.match("Unrecognized options: [^-]", message):
         hint = " Write a list with commas and no spaces."
     return f"{message.rstrip('. ')}.{hint} 'wsa {name} --help' lists the options."
 
