@@ -519,16 +519,6 @@ def network_options(network: FrameStack) -> dict[str, Any]:
     return found
 
 
-def flag_value(value: Any) -> Any:
-    """Write an option's value as on the command line."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def as_flag(name: str, value: Any) -> str:
-    """Write an option with its value as on the command line."""
-    return f"--{name.replace('_', '-')} {flag_value(value)}"
-
-
 def _idle(
     field: str, config: type[AlgorithmConfig], algo: str, online: bool, pixels: str
 ) -> Iterator[str]:

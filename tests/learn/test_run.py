@@ -184,7 +184,16 @@ def test_a_folder_accepts_the_same_run_again_and_no_other(breakout, tmp_path):
         "--seed 1, not 2": {"seed": 2},
         f"--context {first}, not mean": {"context": "mean"},
         f"--models {first},{second}, not {first}": {"models": ALIASES[:1]},
-        "--algo cql, not bc; --updates": {"hyperparameters": BCConfig(updates=40)},
+        r"--algo cql, not bc\. Give": {"hyperparameters": BCConfig(updates=40)},
+        r"--double-q\. Give": {
+            "hyperparameters": msgspec.structs.replace(config.hyperparameters, double_q=False)
+        },
+        r"--validation-fraction 0\.0, not 0\.1; no --save-best\. Give": {
+            "hyperparameters": msgspec.structs.replace(
+                config.hyperparameters, validation_fraction=0.1, save_best=True
+            )
+        },
+        r"--layer-norm\. Give": {"network": NetworkConfig(FusionConfig(size=16, layer_norm=False))},
         "--fusion-size 16, not 24": {"network": NetworkConfig(FusionConfig(size=24))},
     }
     for differing, change in changes.items():
