@@ -36,6 +36,18 @@ def test_suites_have_the_variants_of_a_game():
     assert not parse_variant("look:grey+sticky=0.25", "Pong").keeps_rules
 
 
+def test_only_the_cartridges_switches_need_the_emulator(monkeypatch):
+    def start(game):
+        raise AssertionError("asked")
+
+    protocol = atari.protocol("Breakout", "classic")
+    monkeypatch.setattr(atari, "switches", start)
+    for suite in set(SUITES) - {"modes"}:
+        assert variants_of(suite, "Breakout", protocol)
+    with pytest.raises(AssertionError, match="asked"):
+        variants_of("modes", "Breakout", protocol)
+
+
 def games(*returns):
     return PlayedGames(tuple(returns), 0, 0)
 
