@@ -85,7 +85,9 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
             encoder=o.live.encoder if isinstance(o.live, OnlineLiveOptions) else "",
             compiled=o.compute.compile,
         )
-    _log.info(f"report {report.write(folder)}")
+    if not report.is_current(folder):
+        report.write(folder)
+    _log.info(f"report {folder / report.FILE}")
     _log.info(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
     counted = count_parameters(trained.network).named()
     return {

@@ -24,6 +24,7 @@ from wsa.learn.evaluation.video import labels
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Film, Part, Section, Text, table, versions
 from wsa.learn.report.page import page
+from wsa.learn.runs.config import FILE as CONFIG
 from wsa.learn.runs.config import OfflineRun, OnlineRun, flat_settings, read_config
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.training import metrics
@@ -84,6 +85,14 @@ def write(folder: Path, store: str = "", out: Path | None = None) -> Path:
     path = (out or folder) / FILE
     atomic_files.replace(path, page(f"{config.game}: {folder.name}", sections).encode())
     return path
+
+
+def is_current(folder: Path) -> bool:
+    """Whether a run has a report that is no older than the files of which it is made."""
+    shown = [folder / name for name in (CONFIG, "command.txt", metrics.FILE, "eval.csv")]
+    written = [path.stat().st_mtime_ns for path in shown if path.exists()]
+    page_path = folder / FILE
+    return page_path.exists() and page_path.stat().st_mtime_ns >= max(written, default=0)
 
 
 def _run_section(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Section:

@@ -25,13 +25,14 @@ from wsa.learn.online.session import Played, Session
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.folder import begin
-from wsa.learn.runs.network import make_network
+from wsa.learn.runs.network import make_network, windows_and_shapes
 from wsa.learn.runs.setup.warm_start import warm_start
 from wsa.learn.runs.track import write_hparams
 from wsa.learn.training import checkpoint
 from wsa.learn.training.lock import locked
 from wsa.learn.training.loop import OnLine
 from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ def launch(
 ) -> Trained | Played:
     """Start a run if it has not started, and train it.
 
+    A finished run is only loaded: no model is opened.
+
     Args:
         folder, config, device, on_line, weights, engine, threads, compiled: See `train_stored`.
         encoder: Address of a Dask scheduler whose workers run the models of an online run. If it
@@ -62,6 +65,9 @@ def launch(
     options: dict[str, Any] = {
         "weights": weights, "engine": engine, "threads": threads, "compiled": compiled,
     }  # fmt: skip
+    if _is_finished(folder, config):
+        begin(folder, config)
+        return _finished(folder, config, device)
     if isinstance(config, OfflineRun):
         begin(folder, config)
         return train_stored(folder, config, device, on_line, **options)
@@ -75,6 +81,32 @@ def launch(
             )
         begin(folder, config)
         return train_playing(folder, config, device, on_line, encoders=encoders, **options)
+
+
+def _is_finished(folder: Path, config: OfflineRun | OnlineRun) -> bool:
+    """Whether a run has made its last step, and played the games that follow it."""
+    done = checkpoint.newest_step(folder / "checkpoints")
+    return done >= config.last_step and not PeriodicEvaluation(config).skipped(
+        folder, done, last=True
+    )
+
+
+def _finished(folder: Path, config: OfflineRun | OnlineRun, device: str) -> Trained | Played:
+    """The result of training a finished run again: its network, and no steps.
+
+    Raises:
+        MissingError: If the store does not have the run's embeddings.
+        DamagedError: If the newest checkpoint is damaged.
+    """
+    data = take_snapshot(open_store(config.store)) if isinstance(config, OfflineRun) else None
+    network = make_network(config, *windows_and_shapes(config, data))
+    newest = checkpoint.latest(folder / "checkpoints")
+    _, extra = checkpoint.load(newest, {"online": network})
+    network.to(device)
+    if isinstance(config, OfflineRun):
+        return Trained(network, 0, 0.0, 0)
+    table = extra["table"]
+    return Played(network, 0, 0.0, 0, table["known"] / max(1, table["asked"]))
 
 
 def train_stored(
