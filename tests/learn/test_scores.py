@@ -1,5 +1,7 @@
 """Scores and statistics over runs and games, compared with rliable's results and values by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,7 +46,7 @@ def test_means_and_intervals_are_those_of_rliable():
 def test_runs_are_resampled_within_their_game():
     # If runs were resampled across the games, the interval would contain both.
     table = np.array([[0.0, 100.0], [1.0, 101.0], [2.0, 102.0]])
-    interval = stratified_interval(table, mean_score)
+    interval: Any = stratified_interval(table, mean_score)
     assert 50 <= interval.low <= interval.value == 51 <= interval.high <= 52
 
 
@@ -97,7 +99,7 @@ def test_the_probability_of_improvement():
 
 
 def test_the_interval_of_the_probability_of_improvement():
-    interval = improvement_interval(X, Y)
+    interval: Any = improvement_interval(X, Y)
     assert interval.value == pytest.approx(BY_HAND)
     assert 0 <= interval.low < interval.value < interval.high <= 1
     assert improvement_interval(X + 10, Y) == (1, 1, 1)

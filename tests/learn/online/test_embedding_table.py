@@ -63,7 +63,8 @@ def test_a_table_embeds_each_distinct_frame_once(tmp_path):
 def test_a_table_grows_with_what_it_holds(tmp_path, monkeypatch):
     monkeypatch.setattr("wsa.learn.online.digest_table.FIRST", 16)
     monkeypatch.setattr("wsa.learn.online.digest_table.GROWTH", 64)
-    table = Table(tmp_path, CornerEncoder())
+    encoder: Any = CornerEncoder()
+    table = Table(tmp_path, encoder)
     sizes = {(tmp_path / "embeddings.bin").stat().st_size}
     for number in range(100):
         frame = np.full((1, 4, 5, 3), number, np.uint8)

@@ -59,7 +59,7 @@ def test_the_retained_share_is_of_the_advantage_over_random_play():
     assert retention.share([plain]) == (1, 1, 1)  # Games are resampled in pairs.
     half = games(7, 8, 9, 10, 11), games(3, 3, 3, 3, 3)
     assert retention.share([half]) == pytest.approx((0.5, 0.5, 0.5))
-    mixed = retention.share([(games(11, 7, 10, 8, 9), half[1])])
+    mixed: Any = retention.share([(games(11, 7, 10, 8, 9), half[1])])
     assert mixed and mixed.value == pytest.approx(0.5) and mixed.low < 0.45 and mixed.high > 0.55
     # A variant that is easier for the random policy too raises no share.
     easier = games(*(r + 5 for r in plain[0].returns)), games(7, 7, 7, 7, 7)
