@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
-from wsa.store.common import streams
+from wsa.store.common import memory, streams
 from wsa.store.common.errors import StorageError, Terminated, UsageError, WsaError, redact
 from wsa.store.common.version import __version__
 
@@ -248,6 +248,11 @@ def _execute(verb: str, rest: list[str]) -> int:
         command = f"'{stop}'" if stop.args else "the same command"
         why = f"{how}. Nothing committed is lost; {command} continues."
         return _fail(verb, why, getattr(stop, "exit_code", INTERRUPTED))
+    except (MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error):
+            raise
+        known = memory.too_little(error, "Ask for less at once, or use a machine with more memory.")
+        return _fail(verb, str(known), known.exit_code)
     except SystemExit as stop:  # A library ended the process: the work is not done.
         why = f"something called sys.exit({stop.code!r}) before the command was done."
         return _fail(verb, why, UNEXPECTED)
@@ -417,7 +422,9 @@ def _one_line(name: str, box: str) -> str:
     )
     flags = [flag for p in parts if p.startswith("Perhaps") for flag in re.findall(r" --[\w-]+", p)]
     hint = f" Perhaps you meant{flags[0]}." if flags else ""
-    if re.match("Unrecognized options: [^-]", message):
+    if re.match(r"Unrecognized options: (True|False)\b", message):
+        hint = " Turn an option on or off by its name: --FLAG or --no-FLAG."
+    elif re.match("Unrecognized options: [^-]", message):
         hint = " Write a list with commas and no spaces."
     return f"{message.rstrip('. ')}.{hint} 'wsa {name} --help' lists the options."
 

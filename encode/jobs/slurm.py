@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from wsa.store.common import terminal
+from wsa.store.common.cache_folder import cache_folder
 from wsa.store.common.errors import MissingError, StorageError, UsageError
 from wsa.store.common.ranges import COUNT, check_ranges
 from wsa.store.configs import Names, Switch, Text
@@ -254,8 +255,6 @@ def _output(jobs: SlurmOptions) -> Path | None:
         return None
     if config.get("jobqueue.slurm.log-directory", None):
         return None
-    from wsa.store.objects.record_cache import cache_folder  # It imports numpy, too slow for help.
-
     return cache_folder().absolute() / "slurm" / "%j.out"
 
 

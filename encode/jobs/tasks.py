@@ -29,7 +29,7 @@ from wsa.encode.jobs.plan import Item
 from wsa.encode.models.registry import Request
 from wsa.encode.registration.register import Registered, open_model, register
 from wsa.store.backends.base import Backend
-from wsa.store.common import names, user_code
+from wsa.store.common import memory, names, user_code
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
 from wsa.store.format.records import EmbeddingMeta
 from wsa.store.objects.model_spec import read_spec
@@ -300,7 +300,7 @@ def as_failed(
         known: WsaError = MissingError(
             "no-library", f"{error}. Install it there: pip install wsa[cpu,lite]."
         )
-    elif isinstance(error, MemoryError) or "out of memory" in str(error):
+    elif memory.ran_out(error):
         known = StorageError(
             "no-memory",
             f"{of} ran out of memory on {host}. Use fewer --workers, or machines with more.",

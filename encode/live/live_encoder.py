@@ -21,7 +21,7 @@ from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.live.embedding_pool import EmbeddingPool, Embeddings, Piece
 from wsa.encode.live.frame_history import FrameHistory, FrameInputs, FrameWindow, window_inputs
 from wsa.encode.live.shrunk_frames import ShrunkFrames
-from wsa.store.common import hashing, user_code
+from wsa.store.common import hashing, memory, user_code
 from wsa.store.common.errors import ConflictError, UsageError, WsaError
 from wsa.store.objects.digest_index import DigestIndex
 from wsa.store.objects.flat_map import FlatMap, side_by_side
@@ -364,7 +364,9 @@ class Found:
         return self._rows, self._misses.seconds if self._misses else 0.0
 
 
-def _engine_failed(key: str, engine: str, error: BaseException) -> ConflictError:
+def _engine_failed(key: str, engine: str, error: BaseException) -> WsaError:
+    if memory.ran_out(error):
+        return memory.too_little(error, f"{key} was running. Use fewer --num-envs or --threads.")
     why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return ConflictError(
         "model-failed",

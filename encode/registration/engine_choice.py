@@ -26,7 +26,7 @@ from wsa.encode.inference.reduction import Reduction
 from wsa.encode.inference.segment_inputs import read_segment_frames
 from wsa.encode.models import screen
 from wsa.encode.registration import probe_frames
-from wsa.store.common import user_code
+from wsa.store.common import memory, user_code
 from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects import probe
 from wsa.store.objects.model_spec import Identity, Precision, parse_output
@@ -261,9 +261,11 @@ class Engines:
         """Turn any error of the network or its compiler into one that names the model."""
         try:
             yield
-        except (WsaError, ImportError, MemoryError):
+        except (WsaError, ImportError):
             raise
         except user_code.ERRORS as error:
+            if memory.ran_out(error):
+                raise
             why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ConflictError(
                 "model-failed",

@@ -53,6 +53,7 @@ def learn(game: str = "", **options: Any) -> dict[str, Any]:
         UsageError: If the option does not exist, or the algorithm does not have it.
         MissingError: If there are no frames or weights, or a model has not encoded the frames.
         ConflictError: If the folder holds another run.
+        StorageError: If the run needs more memory than there is.
     """
     from wsa.learn.commands.learn import perform
 

@@ -23,6 +23,7 @@ import msgspec
 from wsa.encode.jobs import slurm
 from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.configs.evaluation import EvaluationSettings
+from wsa.learn.configs.flags import as_flag, differing
 from wsa.learn.configs.fusions import FUSIONS, PIXELS, as_preset, check_own_or
 from wsa.learn.configs.learn import (
     PRESET_OPTIONS,
@@ -32,9 +33,7 @@ from wsa.learn.configs.learn import (
     PlayOptions,
     RunRequest,
     Training,
-    as_flag,
     check_combination,
-    flag_value,
     flat_options,
     preset_defaults,
 )
@@ -242,7 +241,7 @@ def shared_settings(o: BenchOptions, snapshot: Snapshot) -> Settings:
             if as_flag(name, old) != as_flag(name, new_value):
                 raise ConflictError(
                     "run-exists",
-                    f"{o.bench_dir} was started with {as_flag(name, old)}, not {flag_value(new_value)}, so "
+                    f"{o.bench_dir} was started with {differing(name, old, new_value)}, so "
                     "the runs would not be comparable. Use the same value, or another --bench-dir.",
                 )
     if not o.online:

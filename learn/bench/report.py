@@ -44,6 +44,7 @@ from wsa.learn.report.page import page
 from wsa.learn.training import metrics
 from wsa.learn.training.metrics import EVALUATION_RETURN, TRAINING_RETURN
 from wsa.store.common import atomic_files
+from wsa.store.common.terminal import number, numbers
 from wsa.store.objects.writer import command_line
 
 # Returns for a game's curve: those of evaluations if there were any, else those of training.
@@ -233,7 +234,7 @@ def _section(
         if overall.interval:
             bars.append(figures.Bar(str(method), *overall.interval))
     chance = {r.game: r.summary["random_return_mean"] for r in results}
-    raw.append(["random policy", *(f"{chance[game]:,.1f}" for game in games)])
+    raw.append(["random policy", *(number(chance[game]) for game in games)])
     parts: list[Part] = [
         Text(
             f"{len(results)} runs; `wsa learn` with {', '.join(changed) or 'its defaults'}; store "
@@ -280,8 +281,8 @@ def _section(
 def _raw(line: Line | None) -> str:
     if line is None:
         return ""
-    std = "" if line.std is None else f" +- {line.std:,.1f}"
-    return f"{line.mean:,.1f}{std} ({line.seeds})"
+    shown = numbers(*(value for value in (line.mean, line.std) if value is not None))
+    return f"{' +- '.join(shown)} ({line.seeds})"
 
 
 def _evaluated_runs(folder: Path, evaluation: EvaluationSettings) -> Iterator[tuple[Path, Result]]:

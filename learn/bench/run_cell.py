@@ -14,7 +14,7 @@ from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.bench.grid import RESULT, Cell, Result, without_live_options
 from wsa.learn.configs.evaluation import EvaluationRequest
-from wsa.learn.configs.learn import OnlineLiveOptions, PlayOptions
+from wsa.learn.configs.learn import NEEDS_LESS_MEMORY, OnlineLiveOptions, PlayOptions
 from wsa.learn.runs import evaluations
 from wsa.learn.runs.config import FILE, read_config
 from wsa.learn.runs.data import only
@@ -26,7 +26,7 @@ from wsa.learn.runs.setup.models import weights_of
 from wsa.learn.runs.train import launch
 from wsa.learn.training import interrupt
 from wsa.learn.training.loop import OnLine
-from wsa.store.common import atomic_files, hashing, terminal, user_code
+from wsa.store.common import atomic_files, hashing, memory, terminal, user_code
 from wsa.store.common.errors import Terminated, WsaError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -63,6 +63,8 @@ def failure(cell: object, error: BaseException, trace: Path) -> Failure:
     """Describe a run that failed; write a traceback to `trace` if the error is not one of wsa's."""
     if isinstance(error, WsaError):
         return expected(cell, error)
+    if memory.ran_out(error):
+        return expected(cell, memory.too_little(error, NEEDS_LESS_MEMORY))
     atomic_files.replace(trace, traceback.format_exc().encode())
     message = " ".join(str(error).split())[:300]
     why = f"{type(error).__name__}: {message}. See the traceback in {trace}."

@@ -104,6 +104,7 @@ def _summary(
     )
     mean, spread = mean_return(evaluation.episodes)
     random_mean, random_spread = mean_return(evaluation.random)
+    games = terminal.plural(o.episodes, "game")
     rows = [
         ("steps", game.steps, f"{game.emulator_frames:,} emulator frames, {game.episodes} games"),
         ("frames", game.frames, f"stored, each once per segment; {game.segments} segments"),
@@ -129,8 +130,8 @@ def _summary(
             f"{terminal.size(game.bytes)} frames, {terminal.size(game.embedded)} embeddings",
         ),
         ("updates per second", round(trained.updates_per_s), "WSA + CQL, batch 32, CPU"),
-        ("return, trained", mean, f"raw, +- {spread:,.0f} over {o.episodes} games"),
-        ("return, random", random_mean, f"raw, +- {random_spread:,.0f} over {o.episodes} games"),
+        ("return, trained", mean, f"raw, +- {terminal.number(spread)} over {games}"),
+        ("return, random", random_mean, f"raw, +- {terminal.number(random_spread)} over {games}"),
     ]
     title = f"\n{o.game}, {atari.describe(config.protocol)}"
     terminal.table(title, ["what", "", "remarks"], rows)

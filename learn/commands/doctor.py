@@ -16,8 +16,8 @@ from wsa.learn.envs import atari
 from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
+from wsa.store.common.cache_folder import cache_folder
 from wsa.store.common.errors import MissingError, WsaError
-from wsa.store.objects.record_cache import cache_folder
 from wsa.store.objects.root import gives_names_once, open_store, require_writable
 from wsa.store.objects.snapshot import take_snapshot
 

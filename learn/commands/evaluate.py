@@ -11,7 +11,7 @@ from wsa.encode.configs import weights_files
 from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.learn import EvalOptions
 from wsa.learn.evaluation.pace import Pace
-from wsa.store.common import terminal, user_code
+from wsa.store.common import memory, terminal, user_code
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ def evaluate(o: EvalOptions) -> int:
     return terminal.result(o.json, perform(o, progress=not o.json))
 
 
+@memory.reported("Use a smaller --num-envs, or leave models out with --without.")
 def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     """Run `wsa eval`, and return its results as `--json` prints them."""
     from wsa.encode.inference.cores import threads_for

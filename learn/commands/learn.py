@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsa.learn.configs.learn import LearnOptions, OnlineLiveOptions, PlayOptions
+from wsa.learn.configs.learn import NEEDS_LESS_MEMORY, LearnOptions, OnlineLiveOptions, PlayOptions
 from wsa.learn.envs import atari
-from wsa.store.common import terminal, user_code
+from wsa.store.common import memory, terminal, user_code
 from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.root import open_snapshot, require_writable
 from wsa.store.objects.snapshot import Snapshot
@@ -29,6 +29,7 @@ def learn(o: LearnOptions) -> int:
     return terminal.result(o.json, perform(o, progress=not o.json))
 
 
+@memory.reported(NEEDS_LESS_MEMORY)
 def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     """Run `wsa learn`, and return its results as `--json` prints them."""
     check_ranges(o)
@@ -77,7 +78,9 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
         machine = Machine(device, o.live.engine, weights_of(o), threads, o.compute.compile)
         encoder = o.live.encoder if isinstance(o.live, OnlineLiveOptions) else ""
         trained = launch(folder, config, machine, on_line, encoder=encoder)
-    _log.info(f"report {report.write(folder)}")
+    if not report.is_current(folder):
+        report.write(folder)
+    _log.info(f"report {folder / report.FILE}")
     _log.info(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
     counted = count_parameters(trained.network).named()
     return {

@@ -16,13 +16,14 @@ from wsa.learn.configs.pretrain import PretrainOptions
 from wsa.learn.pretrain import data, trainer
 from wsa.learn.pretrain.trainee import Trainee
 from wsa.learn.pretrain.trainer import TRAINEES, Training, trainee
-from wsa.store.common import names, terminal
+from wsa.store.common import memory, names, terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot
 
 
+@memory.reported("Use a smaller --batch-size or --memory-gb.")
 def pretrain_encoders(o: PretrainOptions) -> int:
     """`wsa pretrain`."""
     _check(o)

@@ -25,7 +25,7 @@ from wsa.learn.probe.probe import (
 )
 from wsa.learn.probe.probe import models_of as find_models
 from wsa.learn.probe.samples import SampledSteps
-from wsa.store.common import terminal
+from wsa.store.common import memory, terminal
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.common.ranges import check_ranges
 from wsa.store.format.records import SegmentMeta
@@ -33,6 +33,7 @@ from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot
 
 
+@memory.reported("Use fewer --samples or --models.")
 def probe_models(o: ProbeOptions) -> int:
     """`wsa probe`."""
     _check(o)
@@ -160,7 +161,7 @@ def _remarks_on_play(game: str, play: dict[str, dict[str, Any]]) -> list[str]:
     remarks = []
     for name, summary in play.items():
         mean = "no episode ended" if summary["mean_return"] is None else (
-            f"mean return {summary['mean_return']:.1f}"
+            f"mean return {terminal.number(summary['mean_return'])}"
         )  # fmt: skip
         remarks.append(
             f"{name} play: {summary['steps']:,} steps of {summary['segments']} segments, {mean}, by "

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
-from tyro.conf import Fixed, FlagConversionOff, Suppress, arg
+from tyro.conf import Fixed, Suppress, arg
 
 from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
@@ -53,11 +53,11 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Activation of the scores; with relu, as in the authors' code, no model can be turned off."""
     normaliser: Literal["softmax", "relu-sum", "sigmoid"] = "softmax"
     """How scores become weights: softmax; relu-sum, each ReLU over their sum, as in the published code; or sigmoid."""
-    layer_norm: FlagConversionOff[bool] = True
+    layer_norm: bool = True
     """Whether adapters normalize before their ReLU."""
     temperature: Annotated[float, POSITIVE] = 1.0
     """Divide scores by this number."""
-    scorer_hidden: FlagConversionOff[bool] = True
+    scorer_hidden: bool = True
     """Whether the scorer has a hidden layer; the authors' scorer is one linear map."""
     dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Dropout rate for adapted embeddings while training."""

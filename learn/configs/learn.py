@@ -57,6 +57,8 @@ from wsa.store.configs import (
     own_or,
 )
 
+NEEDS_LESS_MEMORY = "Use a smaller --hidden, --batch-size, or --num-envs, or fewer models."
+
 _HEADS = (NetworkConfig().hidden, NetworkConfig().head_activation)
 PRESET_OPTIONS = ("fusion_preset", "rl_preset")
 Device = Literal["auto", "cpu", "cuda"]
@@ -504,16 +506,6 @@ def network_options(network: FrameStack) -> dict[str, Any]:
         fusion = network.fusion
         found |= {_FLAGS.get(f, f): getattr(fusion, f) for f in fusion.__struct_fields__}
     return found
-
-
-def flag_value(value: Any) -> Any:
-    """Write an option's value as on the command line."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def as_flag(name: str, value: Any) -> str:
-    """Write an option with its value as on the command line."""
-    return f"--{name.replace('_', '-')} {flag_value(value)}"
 
 
 def _idle(

@@ -170,6 +170,8 @@ def _memory_change(part: str, game: str) -> MemoryChange:
 
 
 def _check_switches(numbers: dict[str, Any], game: str) -> None:
+    if numbers.keys() <= {"sticky"}:
+        return  # Asking the emulator starts it.
     modes, difficulties = games.switches(game)
     for name, has in (("mode", modes), ("difficulty", difficulties)):
         if name in numbers and numbers[name] not in has:

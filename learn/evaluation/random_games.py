@@ -19,10 +19,10 @@ from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.episodes import Episode, play
 from wsa.store.common import atomic_files, hashing
+from wsa.store.common.cache_folder import cache_folder
 from wsa.store.common.errors import DamagedError, StorageError, UsageError
 from wsa.store.common.version import __version__
 from wsa.store.format import records
-from wsa.store.objects.record_cache import cache_folder
 
 _log = logging.getLogger(__name__)
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wsa.store.common.terminal import number, numbers
+
 Scores = NDArray[np.float64]
 
 RESAMPLES = 2000  # rliable's default of 50,000 moves an end of an interval by about 1%.
@@ -84,17 +86,23 @@ RANDOM_HUMAN: dict[str, tuple[float, float]] = {
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its confidence interval."""
+    """An estimate and the ends of its confidence interval, None for a single run or game."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def above_zero(self) -> bool:
+        """Whether the whole interval is above 0; False if there is none."""
+        return self.low is not None and self.low > 0
 
     def __str__(self) -> str:
-        """Format for tables, such as 0.27 [0.03, 0.56]; one number if resampling changed nothing."""
-        if self.low == self.high:
-            return f"{self.value:z.2f}"
-        return f"{self.value:z.2f} [{self.low:z.2f}, {self.high:z.2f}]"
+        """Format for tables, such as 0.27 [0.03, 0.56]; one number if there is no interval."""
+        if self.low is None or self.high is None:
+            return number(self.value)
+        value, low, high = numbers(self.value, self.low, self.high)
+        return f"{value} [{low}, {high}]"
 
 
 def human_normalised(game: str, raw: float) -> float | None:
@@ -154,11 +162,15 @@ def stratified_interval(
 ) -> Interval:
     """Return a statistic with its 95% interval, resampling runs within each game.
 
+    A single run has no interval.
+
     Args:
         scores: (runs, games), with the same number of runs for every game.
         statistic: Maps resampled scores (resamples, runs, games) to values (resamples,).
         resamples: Number of resamples.
     """
+    if len(scores) == 1:
+        return Interval(float(statistic(scores)))
     resampled = statistic(resample(np.random.default_rng(0), scores, resamples))
     return percentile_interval(statistic(scores), resampled)
 
@@ -182,7 +194,12 @@ def improvement(x: Scores, y: Scores) -> Scores:
 
 
 def improvement_interval(x: Scores, y: Scores) -> Interval:
-    """Return `improvement` with its 95% interval, resampling runs within each game."""
+    """Return `improvement` with its 95% interval, resampling runs within each game.
+
+    Two single runs have no interval.
+    """
+    if len(x) == len(y) == 1:
+        return Interval(float(improvement(x, y)))
     generator = np.random.default_rng(0)
     resampled = improvement(resample(generator, x), resample(generator, y))
     return percentile_interval(improvement(x, y), resampled)

@@ -24,7 +24,8 @@ from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import DamagedError
 from wsa.store.objects.digest_index import DigestIndex
 
-GROWTH = 32 << 20  # Bytes by which embeddings.bin grows.
+FIRST = 1 << 20  # Bytes of embeddings.bin at first; it doubles until it grows by
+GROWTH = 32 << 20  # as many at a time.
 CHECKED = 4096  # Rows per checksum update when a table is restored.
 # Minimum number of digests to keep in a dictionary before they are merged into the index.
 RECENT = 1 << 16
@@ -244,8 +245,8 @@ class Distinct:
         """Map files with room for more than `rows` rows and for all that they already hold."""
         bytes_of = {name: width * dtype.itemsize for name, (width, dtype) in self._kinds.items()}
         paths = {name: self._folder / f"{name}.bin" for name in self._kinds}
-        step = max(1, GROWTH // bytes_of["embeddings"])
-        room = (rows // step + 1) * step
+        width = bytes_of["embeddings"]
+        room = rows + max(1, min(max(FIRST, rows * width), GROWTH) // width)
         for name, path in paths.items():
             size = path.stat().st_size if path.exists() else 0
             room = max(room, size // bytes_of[name])

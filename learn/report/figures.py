@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wsa.store.common.terminal import numbers
+
 WIDTH = 5.0  # Inches, of 72 units each.
 # Placeholder colors that matplotlib writes; the page's colors replace them.
 INK, FAINT, RULE = "#010203", "#040506", "#070809"
@@ -225,6 +227,7 @@ def lattice(values: Mapping[tuple[bool, ...], float], labels: Sequence[str], wha
         what: Name of the value.
     """
     low, high = min(values.values()), max(values.values())
+    written = dict(zip(values, numbers(*values.values()), strict=True))
     levels = [[k for k in values if sum(k) == n] for n in range(len(labels) + 1)]
     place = {
         key: ((i + 0.5) / len(level), n)
@@ -242,7 +245,7 @@ def lattice(values: Mapping[tuple[bool, ...], float], labels: Sequence[str], wha
             axes.scatter([x], [y], s=size, color=SERIES[0], alpha=0.9, linewidths=0, zorder=3)
             name = "".join(label for label, on in zip(labels, key, strict=True) if on) or "none"
             axes.annotate(
-                f"{name} {values[key]:.2f}", (x, y), (0, 12), textcoords="offset points",
+                f"{name} {written[key]}", (x, y), (0, 12), textcoords="offset points",
                 ha="center", fontsize=8,
             )  # fmt: skip
         axes.set_xlim(-0.02, 1.02)
@@ -277,14 +280,15 @@ def heat_map(
         strongest: Value with the strongest color; by default the largest absolute value.
     """
     strongest_value = strongest or float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    written = np.full(values.shape, "-", object)
+    written[~np.isnan(values)] = numbers(*values[~np.isnan(values)].tolist())
 
     def paint(axes: Any) -> None:
         for (i, j), value in np.ndenumerate(values):
             if not np.isnan(value):
                 color, share = SERIES[int(value < 0)], min(1.0, abs(value) / strongest_value)
                 axes.bar(j, 1, 1, i - 0.5, color=color, alpha=0.05 + 0.6 * share, linewidth=0)
-            text = "-" if np.isnan(value) else f"{value:z.2f}"
-            axes.annotate(text, (j, i), ha="center", va="center", fontsize=8)
+            axes.annotate(written[i, j], (j, i), ha="center", va="center", fontsize=8)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -157,7 +157,7 @@ def _rewards(snapshot: Snapshot, about: Mapping[str, Any], remark: str) -> list[
 
 
 def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+    return None if value is None else terminal.number(value)
 
 
 def _returns(by_policy: Mapping[str, Sequence[tuple[int, float]]], episodes: int) -> Figure:

@@ -62,7 +62,8 @@ class Evaluation:
         """The evaluation as JSON values.
 
         Returns are raw. `return_low` and `return_high` are the ends of a 95% bootstrap interval of
-        the mean. Human-normalized scores are None for a game without a published human score.
+        the mean, None for a single game. Human-normalized scores are None for a game without a
+        published human score.
         """
         game = self.player.config.game
         mean, spread = mean_return(self.episodes)
@@ -186,6 +187,6 @@ def mean_return(episodes: Sequence[Episode]) -> tuple[float, float]:
 
 
 def mean_interval(episodes: Sequence[Episode]) -> Interval:
-    """Mean of raw returns with its 95% bootstrap interval over the episodes."""
+    """Mean of raw returns with its 95% bootstrap interval over the episodes, if several."""
     returns = np.array([[episode.returned] for episode in episodes])
     return stratified_interval(returns, mean_score)

@@ -25,7 +25,8 @@ from typing import Any
 
 import msgspec
 
-from wsa.learn.configs.learn import as_flag, flag_value, network_options
+from wsa.learn.configs.flags import differing
+from wsa.learn.configs.learn import network_options
 from wsa.learn.runs.config import FILE, OfflineRun, OnlineRun, RunConfig, read_config
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError
@@ -80,14 +81,13 @@ def find_run(folder: Path, config: OfflineRun | OnlineRun) -> OfflineRun | Onlin
     continued = _continued(existing, config)
     if continued != config:
         there, here = _options(continued), _options(config)
-        differing = "; ".join(
-            f"{as_flag(name, value)}, not {flag_value(here[name])}"
-            for name, value in there.items()
-            if name in here and value != here[name]
-        )
+        # Another algorithm has other options, and other defaults of the same ones.
+        other = [n for n in ("online", "algo") if there[n] != here[n]]
+        other = other or [n for n in there if n in here and there[n] != here[n]]
+        named = "; ".join(differing(name, there[name], here[name]) for name in other)
         raise ConflictError(
             "run-exists",
-            f"{folder} holds another run{differing and f', started with {differing}'}. Give another "
+            f"{folder} holds another run{named and f', started with {named}'}. Give another "
             f"--run-dir, or continue that run as it was started: wsa learn --resume {folder}",
         )
     return existing

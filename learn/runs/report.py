@@ -23,12 +23,14 @@ from wsa.learn.evaluation.scores import human_normalised, mean_score, stratified
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Film, Part, Section, Text, table, versions
 from wsa.learn.report.page import page
+from wsa.learn.runs.config import FILE as CONFIG
 from wsa.learn.runs.config import OfflineRun, OnlineRun, flat_settings, read_config
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.training import metrics
 from wsa.learn.training.metrics import EVALUATION_RETURN, TRAINING_RETURN
 from wsa.store.common import atomic_files, names
 from wsa.store.common.errors import WsaError
+from wsa.store.common.terminal import numbers
 from wsa.store.objects.model_spec import describe
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -81,6 +83,14 @@ def write(folder: Path, store: str = "", out: Path | None = None) -> Path:
     path = (out or folder) / FILE
     atomic_files.replace(path, page(f"{config.game}: {folder.name}", sections).encode())
     return path
+
+
+def is_current(folder: Path) -> bool:
+    """Whether a run has a report that is no older than the files of which it is made."""
+    shown = [folder / name for name in (CONFIG, "command.txt", metrics.FILE, "eval.csv")]
+    written = [path.stat().st_mtime_ns for path in shown if path.exists()]
+    page_path = folder / FILE
+    return page_path.exists() and page_path.stat().st_mtime_ns >= max(written, default=0)
 
 
 def _run_section(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Section:
@@ -192,14 +202,14 @@ def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
     for group, returns in groups.items():
         mean = stratified_interval(np.array(returns)[:, None], mean_score)
         score = human_normalised(config.game, mean.value)
-        several = len(returns) > 1
-        interval = f"[{mean.low:,.1f}, {mean.high:,.1f}]" if several else None
+        value, *ends = numbers(*(number for number in mean if number is not None))
+        interval = f"[{', '.join(ends)}]" if ends else None
         normalised = None if score is None else f"{score:.3f}"
-        rows.append((*group, len(returns), f"{mean.value:,.1f}", interval, normalised))
+        rows.append((*group, len(returns), value, interval, normalised))
         name = " ".join(v for c, v in zip(columns, group, strict=True) if v and c != "checkpoint")
         style = int("random" in group)
         bars.append(figures.Bar(name, mean.value, mean.low, mean.high, style))
-    note = "Mean raw return with its 95% bootstrap interval over games. Human-normalized: 0 is the published score of a random policy, 1 that of a human tester."
+    note = "Mean raw return with its 95% bootstrap interval over games; a single game has none. Human-normalized: 0 is the published score of a random policy, 1 that of a human tester."
     # An older wsa called this column `updates`, even for steps.
     named = [config.unit if c in ("trained", "updates") else c for c in columns]
     heads = (*named, "games", "mean return", "95% interval", "human-normalized")

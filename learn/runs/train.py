@@ -26,13 +26,14 @@ from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.machine import Machine
-from wsa.learn.runs.network import make_network
+from wsa.learn.runs.network import make_network, windows_and_shapes
 from wsa.learn.runs.setup.warm_start import warm_start
 from wsa.learn.runs.track import write_hparams
 from wsa.learn.training import checkpoint
 from wsa.learn.training.lock import locked
 from wsa.learn.training.loop import OnLine
 from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ def launch(
 ) -> Trained | Played:
     """Start a run if it has not started, and train it.
 
+    A finished run is only loaded: no model is opened.
+
     Args:
         folder, config, machine, on_line: See `train_stored`.
         encoder: Address of a Dask scheduler whose workers run the models of an online run. If it
@@ -56,6 +59,9 @@ def launch(
         ConflictError: If another run is in the folder.
         WsaError: See `train_stored`.
     """
+    if _is_finished(folder, config):
+        begin(folder, config)
+        return _finished(folder, config, machine.device)
     if isinstance(config, OfflineRun):
         begin(folder, config)
         return train_stored(folder, config, machine, on_line)
@@ -69,6 +75,32 @@ def launch(
             )
         begin(folder, config)
         return train_playing(folder, config, machine, on_line, encoders=encoders)
+
+
+def _is_finished(folder: Path, config: OfflineRun | OnlineRun) -> bool:
+    """Whether a run has made its last step, and played the games that follow it."""
+    done = checkpoint.newest_step(folder / "checkpoints")
+    return done >= config.last_step and not PeriodicEvaluation(config).skipped(
+        folder, done, last=True
+    )
+
+
+def _finished(folder: Path, config: OfflineRun | OnlineRun, device: str) -> Trained | Played:
+    """The result of training a finished run again: its network, and no steps.
+
+    Raises:
+        MissingError: If the store does not have the run's embeddings.
+        DamagedError: If the newest checkpoint is damaged.
+    """
+    data = take_snapshot(open_store(config.store)) if isinstance(config, OfflineRun) else None
+    network = make_network(config, *windows_and_shapes(config, data))
+    newest = checkpoint.latest(folder / "checkpoints")
+    _, extra = checkpoint.load(newest, {"online": network})
+    network.to(device)
+    if isinstance(config, OfflineRun):
+        return Trained(network, 0, 0.0, 0)
+    table = extra["table"]
+    return Played(network, 0, 0.0, 0, table["known"] / max(1, table["asked"]))
 
 
 def train_stored(

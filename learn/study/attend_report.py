@@ -194,7 +194,7 @@ def _conclusion(lost: Interval | None, games: int) -> str:
         return ""
     if games < FEW:
         return "too few games to tell"
-    return "it matters" if lost.low > 0 else "no loss shown"
+    return "it matters" if lost.above_zero else "no loss shown"
 
 
 def _interventions(one: AttentionResult) -> Iterator[Part]:

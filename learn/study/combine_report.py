@@ -30,6 +30,7 @@ from wsa.learn.report.document import Figure, Part, Table, Text, table
 from wsa.learn.study import output
 from wsa.learn.study.combine_plan import PAPER, Plan
 from wsa.learn.study.games import better_than_random
+from wsa.store.common.terminal import number, numbers
 
 KIND, TITLE = "combine", "Ways of combining models"
 REFERENCE = "wsa"
@@ -186,7 +187,7 @@ def _raw(runs: Sequence[EvaluatedRun], methods: Sequence[str]) -> Iterator[Table
             if own_runs:
                 rows.append(_line(method, own_runs))
         chance = next(r for r in runs if r.result.game == game).result.summary["random_return_mean"]
-        rows.append(("random policy", f"{chance:,.1f}", "-", "-", "-", ""))
+        rows.append(("random policy", number(chance), "-", "-", "-", ""))
         yield table(
             f"Raw return: {game}",
             (
@@ -203,11 +204,11 @@ def _raw(runs: Sequence[EvaluatedRun], methods: Sequence[str]) -> Iterator[Table
 
 def _line(method: str, runs: Sequence[EvaluatedRun]) -> tuple[object, ...]:
     means = np.array([run.mean for run in runs])
-    spread = f"{means.std(ddof=1):,.1f}" if len(means) > 1 else None
+    shown = numbers(means.mean(), *([means.std(ddof=1)] if len(means) > 1 else []))
     no_better = sum(not run.beats_random for run in runs)
     count = runs[0].parameters
     return (
-        method, f"{means.mean():,.1f}", spread, len(runs), count and f"{count:,}",
+        method, shown[0], shown[1] if len(shown) > 1 else None, len(runs), count and f"{count:,}",
         f"{no_better} of {len(runs)}" if no_better else "",
     )  # fmt: skip
 

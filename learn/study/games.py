@@ -203,10 +203,13 @@ def env_seeds(evaluation: EvaluationSettings) -> list[int]:
 
 def evaluation_note(evaluation: EvaluationSettings) -> str:
     """Describe how games were played."""
+    shown = "means with 95% bootstrap intervals over the games"
+    if evaluation.episodes == 1:
+        shown = "a single game has no interval"
     return (
         f"{evaluation.episodes} full games each (epsilon {evaluation.epsilon:g}, "
         f"{evaluation.num_envs} environments seeded from {evaluation.seed}, the same for all); raw "
-        "returns; means with 95% bootstrap intervals over the games"
+        f"returns; {shown}"
     )
 
 
@@ -235,13 +238,18 @@ def better_than_random(summary: Mapping[str, Any]) -> bool:
 def beats_random(played: PlayedGames, chance: PlayedGames) -> bool:
     """Whether games are better than the random policy's, by a 95% bootstrap interval.
 
-    False after one game, whose interval is a point.
+    False after one game, which has no interval.
     """
-    return len(played.returns) > 1 and difference(played, chance).low > 0
+    return difference(played, chance).above_zero
 
 
 def difference(one: PlayedGames, other: PlayedGames) -> Interval:
-    """Difference of two mean returns, with its 95% bootstrap interval over the games."""
+    """Difference of two mean returns, with its 95% bootstrap interval over the games.
+
+    Single games have no interval.
+    """
+    if len(one.returns) == len(other.returns) == 1:
+        return Interval(one.mean - other.mean)
     generator = np.random.default_rng(0)
     one_means, other_means = (
         mean_score(resample(generator, np.array(played.returns)[:, None]))

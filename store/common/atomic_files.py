@@ -22,7 +22,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from wsa.store.common.errors import StorageError
+from wsa.store.common.cache_folder import cache_folder
+from wsa.store.common.errors import StorageError, UsageError
 
 TEMPORARY = "tmp"
 
@@ -64,12 +65,18 @@ def no_permission(path: Path, error: OSError) -> str:
         owner = f"{place} belongs to {owner}, mode {stat.filemode(status.st_mode)}"
     except OSError:
         owner = f"{place} cannot be looked at"
-    cache = os.environ.get("WSA_CACHE")
-    if cache and path.is_relative_to(cache):
+    if _in_cache(path):
         remedy = "Each user needs a cache of their own: set WSA_CACHE to another folder."
     else:
         remedy = "Ask its owner for access: docs/howto/share.md says how a group shares a store."
     return f"{path}: {error.strerror or error} for {user_name(os.geteuid())}. {owner}. {remedy}"
+
+
+def _in_cache(path: Path) -> bool:
+    try:
+        return path.is_relative_to(cache_folder())
+    except UsageError:  # There is none.
+        return False
 
 
 def require_writable(folder: Path) -> None:

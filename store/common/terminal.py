@@ -111,7 +111,7 @@ def _text(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+        return number(value)
     return plain(str(value))
 
 
@@ -129,6 +129,25 @@ def plain(text: str, keep: str = "") -> str:
 def plural(number: int, what: str) -> str:
     """Format a number of things, such as `2 workers`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def numbers(*values: float, signed: bool = False) -> list[str]:
+    """Format numbers that belong together, such as a mean and its interval, alike.
+
+    The largest has three significant digits, and none has more than two decimals: 0.27, 20.4, 7,242.
+    Whole numbers have none.
+    """
+    largest = max(map(abs, values), default=0.0)
+    decimals = 2 if largest < 10 else 1 if largest < 100 else 0
+    if all(float(value).is_integer() for value in values):
+        decimals = 0
+    sign = "+" if signed else ""
+    return [f"{value:{sign}z,.{decimals}f}" for value in values]
+
+
+def number(value: float) -> str:
+    """Format one number, such as a return; see `numbers`."""
+    return numbers(value)[0]
 
 
 def size(count: float) -> str:
@@ -262,5 +281,5 @@ def _value(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, float):
-        return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
+        return number(value) if abs(value) >= 1 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else plain(str(value))

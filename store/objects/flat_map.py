@@ -31,11 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.store.common import atomic_files, hashing, names
+from wsa.store.common.cache_folder import cache_folder
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.format import arrays, records
 from wsa.store.format.records import SegmentMeta
 from wsa.store.format.windows import episode_starts, window_digests, window_rows
-from wsa.store.objects.record_cache import cache_folder
 from wsa.store.objects.snapshot import Snapshot
 
 

@@ -8,38 +8,17 @@ records from the store.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import platformdirs
-
 from wsa.store.backends.base import Entry
 from wsa.store.common import hashing
+from wsa.store.common.cache_folder import cache_folder
 from wsa.store.common.errors import UsageError
 
 # Fewer new records are as fast to read from the store.
 WORTHWHILE = 256
-
-
-def cache_folder() -> Path:
-    """Return `WSA_CACHE`, or wsa's folder in the user's cache.
-
-    Raises:
-        UsageError: If neither exists, or `WSA_CACHE` is a URL.
-    """
-    if named := os.environ.get("WSA_CACHE"):
-        if "://" in named:
-            raise UsageError(f"WSA_CACHE={named} is a URL; give a local folder.")
-        return Path(named)
-    try:
-        return platformdirs.user_cache_path("wsa")
-    except RuntimeError:
-        raise UsageError(
-            "You have no home folder here that could hold wsa's cache. Set WSA_CACHE to a folder that "
-            "you can write to."
-        ) from None
 
 
 class Catalog:

@@ -31,6 +31,9 @@ collect --protocol v6
 learn --models vit clip
     Unrecognized options: clip. Write a list with commas and no spaces.
     'wsa learn --help' lists the options.
+learn --layer-norm False
+    Unrecognized options: False. Turn an option on or off by its name: --FLAG or --no-FLAG.
+    'wsa learn --help' lists the options.
 learn --fusion own_fusion.Static
     --fusion own_fusion.Static: write module:Class. Did you mean own_fusion:Static?
 encode --precision fp8

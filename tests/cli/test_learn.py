@@ -5,15 +5,50 @@ from command_kit import (
     COLLECT,
     ENCODE,
     LEARN,
+    flip_bit,
     read_config,
     read_csv,
 )
 
+from wsa.encode.registration import register
 from wsa.learn.runs import train
 
 UPDATES = (*LEARN, "--updates", 4)
 SIZE = UPDATES.index("--fusion-size")
 WITHOUT_SIZE = (*UPDATES[:SIZE], *UPDATES[SIZE + 2 :])  # Some fusions have no such option.
+
+
+def test_a_network_too_large_for_memory_is_one_line(filled):
+    for size in (("--hidden", 10**10), ("--batch-size", 10**11), ("--hidden", 10**10, "--dry-run")):
+        outcome = filled(*LEARN, *size)
+        assert outcome.code == 6, outcome.err
+        assert "not enough memory for" in outcome.error and "smaller --hidden" in outcome.error
+        assert "Traceback" not in outcome.err
+
+
+def test_a_finished_run_is_left_as_it_is(filled, unchanged, tmp_path):
+    run = (*UPDATES, "--run-dir", "new", "--json")
+    first = filled(*run)
+    with unchanged():
+        again = filled(*run)
+    assert (first.json["updates"], again.json["updates"]) == (4, 0), again.err
+    assert again.json["parameters"] == first.json["parameters"]
+    assert "report new/report.html" in again.err
+    flip_bit(tmp_path / "new" / "checkpoints" / "000000004.safetensors")
+    assert filled(*run).code == 5
+
+
+def test_a_finished_online_run_opens_no_model(filled, unchanged, monkeypatch):
+    run = (
+        "learn", "--online", "--algo", "ppo", "--game", "Breakout", "--total-timesteps", 16,
+        "--num-envs", 1, "--num-steps", 16, "--num-minibatches", 2, "--run-dir", "new", "--json",
+    )  # fmt: skip
+    first = filled(*run)
+    monkeypatch.delattr(register, "open_models")
+    with unchanged():
+        again = filled(*run)
+    assert (first.json["steps"], again.json["steps"]) == (16, 0), again.err
+    assert again.json["hit_rate"] == first.json["hit_rate"]
 
 
 @pytest.mark.slow

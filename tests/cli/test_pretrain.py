@@ -8,6 +8,15 @@ TINY = ("--games", "Breakout", "--steps", 3, "--batch-size", 2, "--validate-freq
 PRETRAIN = ("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new")
 
 
+def test_running_out_of_memory_is_one_line(filled, monkeypatch):
+    def run(*_, **__):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(trainer, "run", run)
+    outcome = filled(*PRETRAIN)
+    assert outcome.code == 6 and "smaller --batch-size" in outcome.error, outcome.err
+
+
 def test_an_encoder_is_trained_once_and_described(filled, tmp_path, unchanged):
     code, out, err = filled(*PRETRAIN)
     assert code == 0, err

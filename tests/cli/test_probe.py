@@ -5,10 +5,20 @@ import json
 
 import pytest
 
+from wsa.learn.probe import samples as probe_data
 from wsa.learn.report.probe_result import probe_parts, read_probe
 
 PROBE = ("probe", "--game", "Breakout", "--samples", "200")
 NAME = "test_resnet_r160_in1k:random"
+
+
+def test_running_out_of_memory_is_one_line(filled, monkeypatch):
+    def draw(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(probe_data, "draw", draw)
+    outcome = filled(*PROBE)
+    assert outcome.code == 6 and "Use fewer --samples" in outcome.error, outcome.err
 
 
 def test_positions_are_read_out_as_json(filled, key, unchanged, tmp_path):

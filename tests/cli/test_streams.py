@@ -14,8 +14,8 @@ from wsa import cli
 from wsa.encode.inference.encoder import choose_device
 from wsa.store.common import streams
 from wsa.store.common.atomic_files import no_permission
+from wsa.store.common.cache_folder import cache_folder
 from wsa.store.common.errors import MissingError, UsageError
-from wsa.store.objects.record_cache import cache_folder
 
 COLLECT = ("collect", "--game", "Pong", "--steps", "8", "--num-envs", "1")
 
@@ -145,6 +145,9 @@ def test_a_cache_of_another_user_is_not_to_be_shared(tmp_path, monkeypatch):
     monkeypatch.setenv("WSA_CACHE", str(tmp_path))
     denied = PermissionError(errno.EACCES, "Permission denied")
     assert "a cache of their own: set WSA_CACHE" in no_permission(tmp_path / "flat", denied)
+    monkeypatch.delenv("WSA_CACHE")  # Then the cache is in the home folder.
+    assert "a cache of their own: set WSA_CACHE" in no_permission(cache_folder() / "flat", denied)
+    assert "how a group shares a store" in no_permission(tmp_path / "flat", denied)
     assert "how a group shares a store" in no_permission(tmp_path.parent, denied)
 
 

@@ -347,6 +347,10 @@ def test_errors_of_a_worker_keep_their_kind_and_name_the_worker():
     failed = tasks.as_failed("m", MemoryError(), where=("tcp://w:1", "w"))
     assert failed.error.kind == "no-memory" and failed.error.exit_code == 6
     assert isinstance(failed.error, WsaError) and "on w" in str(failed.error)
+    allocator = RuntimeError(
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
+    assert tasks.as_failed("m", allocator, where=("tcp://w:1", "w")).error.kind == "no-memory"
     # Its message speaks of memory, as the errors of libraries that ran out of it do.
     died = StorageError("worker-died", "The worker died. Often it ran out of memory.")
     assert tasks.as_failed("m", died, where=("tcp://w:1", "w")).error is died

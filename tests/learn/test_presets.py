@@ -122,7 +122,7 @@ def test_a_bench_applies_a_preset_to_each_fusion():
     scoring = [(r.network.fusion.normaliser, r.network.fusion.init) for r in requests]  # type: ignore[attr-defined]
     assert scoring == [("relu-sum", "small"), ("softmax", "small"), ("relu-sum", "small")]
     assert grid.changed(o) == [
-        "--online True", "--algo ppo", "--fusion-preset paper", "--rl-preset thesis",
+        "--online", "--algo ppo", "--fusion-preset paper", "--rl-preset thesis",
         "--total-timesteps 2048",
     ]  # fmt: skip
 

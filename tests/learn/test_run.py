@@ -185,7 +185,16 @@ def test_a_folder_accepts_the_same_run_again_and_no_other(breakout, tmp_path):
         "--seed 1, not 2": {"seed": 2},
         f"--context {first}, not mean": {"context": "mean"},
         f"--models {first},{second}, not {first}": {"models": ALIASES[:1]},
-        "--algo cql, not bc; --updates": {"hyperparameters": BCConfig(updates=40)},
+        r"--algo cql, not bc\. Give": {"hyperparameters": BCConfig(updates=40)},
+        r"--double-q\. Give": {
+            "hyperparameters": msgspec.structs.replace(config.hyperparameters, double_q=False)
+        },
+        r"--validation-fraction 0\.0, not 0\.1; no --save-best\. Give": {
+            "hyperparameters": msgspec.structs.replace(
+                config.hyperparameters, validation_fraction=0.1, save_best=True
+            )
+        },
+        r"--layer-norm\. Give": {"network": NetworkConfig(FusionConfig(size=16, layer_norm=False))},
         "--fusion-size 16, not 24": {"network": NetworkConfig(FusionConfig(size=24))},
     }
     for differing, change in changes.items():
@@ -306,7 +315,7 @@ def test_games_that_fail_do_not_stop_training_and_are_played_on_resume(
 
     def play_with_a_broken_engine(*arguments, **options):
         def fail(*_):
-            raise RuntimeError("out of memory")
+            raise RuntimeError("lost the device")
 
         with monkeypatch.context() as patch:
             patch.setattr(Encoder, "_run", fail)
@@ -318,7 +327,7 @@ def test_games_that_fail_do_not_stop_training_and_are_played_on_resume(
         assert (result.updates, result.passes) == (50, 0)
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert sum(warning.startswith("no games were played after step") for warning in warnings) == 3
-    assert any("RuntimeError: out of memory" in warning for warning in warnings)
+    assert any("RuntimeError: lost the device" in warning for warning in warnings)
     assert read_checkpoint(tmp_path) == read_checkpoint(trained)
     assert train_stored(tmp_path, config).updates == 0
     assert training_metrics.has(tmp_path, 50, training_metrics.EVALUATION_RETURN)

@@ -1,5 +1,7 @@
 """Scores and statistics over runs and games, compared with rliable's results and values by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,13 +46,15 @@ def test_means_and_intervals_are_those_of_rliable():
 def test_runs_are_resampled_within_their_game():
     # If runs were resampled across the games, the interval would contain both.
     table = np.array([[0.0, 100.0], [1.0, 101.0], [2.0, 102.0]])
-    interval = stratified_interval(table, mean_score)
+    interval: Any = stratified_interval(table, mean_score)
     assert 50 <= interval.low <= interval.value == 51 <= interval.high <= 52
 
 
-def test_one_run_has_no_spread():
-    interval = stratified_interval(np.array([[3.0]]))
-    assert interval == (3, 3, 3) and str(interval) == "3.00"
+def test_one_run_has_no_interval_and_equal_runs_have_one_without_width():
+    alone = stratified_interval(np.array([[3.0]]))
+    assert alone == (3, None, None) and str(alone) == "3" and not alone.above_zero
+    equal = stratified_interval(np.array([[3.0], [3.0]]))
+    assert equal == (3, 3, 3) and str(equal) == "3 [3, 3]" and equal.above_zero
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=40), st.randoms())
@@ -95,12 +99,12 @@ def test_the_probability_of_improvement():
 
 
 def test_the_interval_of_the_probability_of_improvement():
-    interval = improvement_interval(X, Y)
+    interval: Any = improvement_interval(X, Y)
     assert interval.value == pytest.approx(BY_HAND)
     assert 0 <= interval.low < interval.value < interval.high <= 1
     assert improvement_interval(X + 10, Y) == (1, 1, 1)
-    # One run each has no spread.
-    assert improvement_interval(X[:1], Y[:1]) == (0.75, 0.75, 0.75)
+    # One run each has no interval.
+    assert improvement_interval(X[:1], Y[:1]) == (0.75, None, None)
     # The bootstrap draws (0, 2), (0, 0), or (2, 2) to compare with 1.
     assert improvement_interval(np.array([[0.0], [2.0]]), np.array([[1.0]])) == (0.5, 0, 1)
 

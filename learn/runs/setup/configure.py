@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from wsa.learn.configs.algorithms import OfflineConfig, OnlineConfig
+from wsa.learn.configs.flags import as_flag
 from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.configs.learn import (
     PlayOptions,
     RunRequest,
-    as_flag,
     check_combination,
     network_options,
 )

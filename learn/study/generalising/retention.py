@@ -42,13 +42,14 @@ class Retention:
     def beats_random(self) -> bool:
         """Whether the run is better than random, so that there is a score to keep.
 
-        False after one game, whose interval is a point.
+        False after one game, which has no interval.
         """
-        return len(self._plain[0].returns) > 1 and self.advantage.low > 0
+        return self.advantage.above_zero
 
     def change(self, played: PlayedGames) -> Interval:
         """Return in a variant minus the return without a change, with pairs of games."""
-        return _interval(self._means(played, 0) - self._means(self._plain[0], 0))
+        changes = self._means(played, 0) - self._means(self._plain[0], 0)
+        return _interval(changes) if len(played.returns) > 1 else Interval(float(changes[0]))
 
     def share(self, variants: Sequence[Pair]) -> Interval | None:
         """Share of the advantage that is kept, averaged over variants.

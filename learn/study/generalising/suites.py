@@ -22,16 +22,24 @@ SUITES = ("authors", "modes", "look", "noise", "sticky")
 
 def variants_of(suite: str, game: str, stated: Protocol) -> tuple[Variant, ...]:
     """Variants of a game that differ from what a run learned; empty if there are none."""
+    match suite:
+        case "authors":
+            specs = _AUTHORS.get(game, [])
+        case "modes":
+            specs = _switched(game)
+        case "look":
+            specs = [*_LOOK]
+        case "noise":
+            specs = [*_NOISE]
+        case _:
+            specs = [f"sticky={share:g}" for share in _STICKY if share != stated.sticky]
+    return tuple(parse_variant(spec, game) for spec in specs)
+
+
+def _switched(game: str) -> list[str]:
+    """The cartridge's switches, without the mode and difficulty in which the emulator starts."""
     modes, difficulties = atari.switches(game)
-    specs = {
-        "authors": _AUTHORS.get(game, ()),
-        # The emulator starts in the first mode and difficulty.
-        "modes": (
-            *(f"mode={mode}" for mode in modes[1:]),
-            *(f"difficulty={difficulty}" for difficulty in difficulties[1:]),
-        ),
-        "look": _LOOK,
-        "noise": _NOISE,
-        "sticky": [f"sticky={share:g}" for share in _STICKY if share != stated.sticky],
-    }
-    return tuple(parse_variant(spec, game) for spec in specs[suite])
+    return [
+        *(f"mode={mode}" for mode in modes[1:]),
+        *(f"difficulty={difficulty}" for difficulty in difficulties[1:]),
+    ]

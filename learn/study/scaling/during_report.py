@@ -16,6 +16,7 @@ from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.study import output
 from wsa.learn.study.games import PlayedGames, better_than_random, evaluation_note
 from wsa.learn.study.scaling.during_plan import Stage
+from wsa.store.common.terminal import number
 
 KIND, TITLE = "scale-during", "While training: models added and dropped"
 COLUMNS = (
@@ -78,7 +79,7 @@ def _row(stage: Stage, changes: Mapping[Path, PlayedGames]) -> tuple[Any, ...]:
 
 
 def _mean(values: Sequence[float]) -> str | None:
-    return f"{np.mean(values):,.2f}" if values else None
+    return number(float(np.mean(values))) if values else None
 
 
 def _tables(
@@ -99,7 +100,7 @@ def _tables(
             f"{title}: {game}",
             ("order", "updates", "before", "right after", "at the end", "seeds"),
             rows,
-            f"Mean raw returns over seeds. A random policy reaches {chance:,.2f}.",
+            f"Mean raw returns over seeds. A random policy reaches {number(chance)}.",
         )
 
 

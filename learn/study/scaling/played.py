@@ -28,6 +28,7 @@ from wsa.learn.study.games import (
 from wsa.learn.study.scaling.cached_report import letters_of
 from wsa.learn.study.scaling.subsets import name_of, shapley, subsets
 from wsa.learn.study.trained_runs import TrainedRun
+from wsa.store.common.terminal import numbers
 
 KIND, TITLE = "scale-played", "After training, in games"
 MOST_EXACT = 4
@@ -128,8 +129,8 @@ def _parts(one: PlayedResult) -> Iterator[Part]:
         yield table(
             "What each model adds",
             ("model", "Shapley value of the return"),
-            [(m, f"{v:+z.2f}") for m, v in zip(run.models, one.shapley, strict=True)],
-            f"They sum to {sum(one.shapley):+z.2f}, the difference between all models and a random policy.",
+            list(zip(run.models, numbers(*one.shapley, signed=True), strict=True)),
+            f"They sum to {numbers(sum(one.shapley), signed=True)[0]}, the difference between all models and a random policy.",
         )
     yield table(
         f"Games: {run.name}",

@@ -60,6 +60,20 @@ def test_a_table_embeds_each_distinct_frame_once(tmp_path):
     assert (see(resumed, frames) == see(table, frames)).all() and encoder.passes == 30
 
 
+def test_a_table_grows_with_what_it_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr("wsa.learn.online.digest_table.FIRST", 16)
+    monkeypatch.setattr("wsa.learn.online.digest_table.GROWTH", 64)
+    encoder: Any = CornerEncoder()
+    table = Table(tmp_path, encoder)
+    sizes = {(tmp_path / "embeddings.bin").stat().st_size}
+    for number in range(100):
+        frame = np.full((1, 4, 5, 3), number, np.uint8)
+        table.see(FrameHistory(1).push(frame, np.ones(1, np.bool_), np.arange(1)))
+        sizes.add((tmp_path / "embeddings.bin").stat().st_size)
+    assert sorted(sizes)[:4] == [16, 40, 88, 156]
+    assert max(sizes) <= 400 + 64, "100 rows of 4 bytes, and room for 16"
+
+
 def test_a_damaged_file_of_a_table_is_found(tmp_path):
     windows = (4, 1, 2)
     table = Table(tmp_path / "whole", WalkEncoder(windows))

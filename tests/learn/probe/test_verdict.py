@@ -87,6 +87,7 @@ def test_the_true_state_comes_first(sampled):
     assert table.ranked_by == "r2"
     assert all(one.ranks for one in table.calibrations.values())
     assert table.counted == ["ball x", "ball y", "paddle x"]  # The score is no place.
+    r2: Any
     r2, hit = table.means["half", "both"]
     assert 0.6 < r2.value < 0.7 and 0.6 < hit.value < 0.8
     assert r2.low <= r2.value <= r2.high and r2.low < r2.high
@@ -231,7 +232,7 @@ def test_intervals_resample_episodes():
     for count in (4, 64):
         hits = generator.integers(0, 11, size=count)
         sums = np.stack([np.tile([10.0, 0, 10, 5, hit], (1, 1)) for hit in hits])
-        pair = scores.mean(sums, [0], np.zeros(count, np.bool_), 1)
+        pair: Any = scores.mean(sums, [0], np.zeros(count, np.bool_), 1)
         assert pair and pair[1].value == pytest.approx(hits.mean() / 10)
         assert pair[0].low == pair[0].value == pair[0].high == 0.5
         widths.append(pair[1].high - pair[1].low)

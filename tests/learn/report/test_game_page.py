@@ -56,7 +56,7 @@ def test_the_page_has_every_section(kit, store, tmp_path):
         *("contents", "frames", "rewards", "models", "similar", "probe"),
     ]
     assert "A random frame of each of 5 of 5 segments with frames." in text
-    assert 'aria-label="Return of each episode"' in page and "random 200 2 1.5 1.5 1.5" in text
+    assert 'aria-label="Return of each episode"' in page and "random 200 2 1.50 1.50 1.50" in text
     assert f"{models[0]} 5 of 5 100%" in text and f"{models[1]} 2 of 5 40%" in text
     assert (
         f"{models[1]}, frame 4" in text and "of 2 segments, of 2 that the model has encoded" in text

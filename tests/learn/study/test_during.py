@@ -134,7 +134,7 @@ def test_the_report_shows_returns_before_and_after_each_change(tmp_path):
     assert "1 of them play no better than a random policy" in text
     adding = next(line for line in text.splitlines() if line.startswith("| a + b "))
     assert [cell.strip() for cell in adding.split("|")[1:-1]] == [
-        "a + b", "20", "0.00", "-6.00", "1.00", "1",
+        "a + b", "20", "0", "-6", "1", "1",
     ]  # fmt: skip
     page = (tmp_path / "index.html").read_text()
     assert page.count("Shock and recovery") == 4  # Two figures, also for screen readers.

@@ -36,6 +36,18 @@ def test_suites_have_the_variants_of_a_game():
     assert not parse_variant("look:grey+sticky=0.25", "Pong").keeps_rules
 
 
+def test_only_the_cartridges_switches_need_the_emulator(monkeypatch):
+    def start(game):
+        raise AssertionError("asked")
+
+    protocol = atari.protocol("Breakout", "classic")
+    monkeypatch.setattr(atari, "switches", start)
+    for suite in set(SUITES) - {"modes"}:
+        assert variants_of(suite, "Breakout", protocol)
+    with pytest.raises(AssertionError, match="asked"):
+        variants_of("modes", "Breakout", protocol)
+
+
 def games(*returns):
     return PlayedGames(tuple(returns), 0, 0)
 
@@ -47,7 +59,7 @@ def test_the_retained_share_is_of_the_advantage_over_random_play():
     assert retention.share([plain]) == (1, 1, 1)  # Games are resampled in pairs.
     half = games(7, 8, 9, 10, 11), games(3, 3, 3, 3, 3)
     assert retention.share([half]) == pytest.approx((0.5, 0.5, 0.5))
-    mixed = retention.share([(games(11, 7, 10, 8, 9), half[1])])
+    mixed: Any = retention.share([(games(11, 7, 10, 8, 9), half[1])])
     assert mixed and mixed.value == pytest.approx(0.5) and mixed.low < 0.45 and mixed.high > 0.55
     # A variant that is easier for the random policy too raises no share.
     easier = games(*(r + 5 for r in plain[0].returns)), games(7, 7, 7, 7, 7)
@@ -62,7 +74,9 @@ def test_a_run_no_better_than_random_has_no_share():
     retention = Retention(plain)
     assert not retention.beats_random and retention.share([plain]) is None
     assert retention.change(plain[0]) == (0, 0, 0)
-    assert not Retention((games(9), games(1))).beats_random  # One game.
+    alone = Retention((games(9), games(1)))  # One game has no interval.
+    assert not alone.beats_random and alone.advantage == (8, None, None)
+    assert alone.change(games(7)) == (-2, None, None)
 
 
 def test_shifts_of_embeddings_and_weights():
