@@ -24,6 +24,7 @@ from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
+from wsa.store.common.terminal import numbers
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -123,8 +124,8 @@ def table(unit: str, rates: dict[str, list[float]], base: str) -> None:
     print("| --- | --- | --- | --- |")
     for name, measured in rates.items():
         median = statistics.median(measured)
-        spread = f"{min(measured):,.1f} to {max(measured):,.1f}"
-        print(f"| {name} | {median:,.1f} | {spread} | {median / middle:.2f} |")
+        shown, low, high = numbers(median, min(measured), max(measured))
+        print(f"| {name} | {shown} | {low} to {high} | {median / middle:.2f} |")
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
