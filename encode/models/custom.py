@@ -29,7 +29,7 @@ class Input:
 
     Attributes:
         height, width: Size in pixels.
-        channels: `rgb`, or `grey` for one channel of luma (ITU-R BT.601, like OpenCV's).
+        channels: `rgb`, or `grey` (or `gray`) for one channel of luma (ITU-R BT.601, like OpenCV's).
         mean, std: Normalization per channel, for pixels from 0 to 1; if empty, pixels stay in that
             range. For pixels from 0 to 255, use a std of 1/255.
         interpolation: `bilinear` or `bicubic`, with antialiasing, or `area` like OpenCV's INTER_AREA.
@@ -39,7 +39,7 @@ class Input:
 
     height: int
     width: int
-    channels: Literal["rgb", "grey"] = "rgb"
+    channels: Literal["rgb", "grey", "gray"] = "rgb"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     interpolation: Literal["bilinear", "bicubic", "area"] = "bilinear"
@@ -52,7 +52,9 @@ class Input:
         Raises:
             ValueError: If a value is out of range or unknown.
         """
-        depth = {"rgb": 3, "grey": 1}[self.channels]
+        if self.channels not in ("rgb", "grey", "gray"):
+            raise ValueError(f"channels {self.channels!r} is unknown: use rgb or grey")
+        depth = 3 if self.channels == "rgb" else 1
         mean, std = self.mean or (0.0,) * depth, self.std or (1.0,) * depth
         if not (len(mean) == len(std) == depth):
             raise ValueError(f"mean and std must have {depth} numbers for {self.channels}")
@@ -72,7 +74,7 @@ class Input:
             mean=tuple(map(float, mean)),
             std=tuple(map(float, std)),
             crop=float(self.crop),
-            channels=self.channels,
+            channels="rgb" if depth == 3 else "grey",
         )
 
 

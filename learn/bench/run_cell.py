@@ -16,7 +16,7 @@ from wsa.learn.bench.grid import RESULT, Cell, Result, without_live_options
 from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.learn import NEEDS_LESS_MEMORY, OnlineLiveOptions, PlayOptions
 from wsa.learn.runs import evaluations
-from wsa.learn.runs.config import FILE, read_config
+from wsa.learn.runs.config import FILE, OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.data import only
 from wsa.learn.runs.evaluate import OnStep, evaluate_run
 from wsa.learn.runs.folder import match_existing
@@ -131,20 +131,29 @@ def stop_on_worker(bench: str) -> None:
         interrupt.ask_to_stop()
 
 
-def _train(cell: Cell, on_line: OnLine) -> None:
-    """Train a run from the start or its newest checkpoint, with its original settings."""
+def configured(cell: Cell, device: str) -> OfflineRun | OnlineRun:
+    """The configuration of a run: its own if it has begun, or else that of the bench.
+
+    Raises:
+        WsaError: See `wsa.learn.runs.setup.configure.configure`.
+    """
     request, folder = cell.request, cell.folder
     user_code.type_in([request.fusion, request.algo])  # The user who started the bench named them.
-    device = choose_device(cell.compute.device)
     if (folder / FILE).exists():
-        config = read_config(folder)
-    else:
-        snapshot = take_snapshot(open_store(request.store))
-        if not request.online:  # Only the data that the bench was started with.
-            snapshot = only(snapshot, request.game, cell.segments)
-        config = configure(without_live_options(request), snapshot, device)
-        record = isinstance(request.data, PlayOptions) and request.data.record
-        config = match_existing(config, folder, record)
+        return read_config(folder)
+    snapshot = take_snapshot(open_store(request.store))
+    if not request.online:  # Only the data that the bench was started with.
+        snapshot = only(snapshot, request.game, cell.segments)
+    config = configure(without_live_options(request), snapshot, device)
+    record = isinstance(request.data, PlayOptions) and request.data.record
+    return match_existing(config, folder, record)
+
+
+def _train(cell: Cell, on_line: OnLine) -> None:
+    """Train a run from the start or its newest checkpoint, with its original settings."""
+    request = cell.request
+    device = choose_device(cell.compute.device)
+    config = configured(cell, device)
     live = request.live
     machine = Machine(
         device,
@@ -154,7 +163,7 @@ def _train(cell: Cell, on_line: OnLine) -> None:
         cell.compute.compile,
     )
     encoder = live.encoder if isinstance(live, OnlineLiveOptions) else ""
-    launch(folder, config, machine, on_line, encoder=encoder)
+    launch(cell.folder, config, machine, on_line, encoder=encoder)
 
 
 def _evaluate(cell: Cell, on_step: OnStep) -> None:

@@ -35,7 +35,16 @@ def bench(o: BenchOptions) -> int:
 
 
 def _dry(o: BenchOptions, cells: list[Cell], left: list[Cell]) -> int:
-    """Print the progress of each run of the grid."""
+    """Print the progress of each run of the grid.
+
+    Raises:
+        WsaError: If an offline run that has not begun could not be started.
+    """
+    from wsa.learn.bench.run_cell import configured  # Imported here: it imports torch.
+
+    for cell in left:
+        if not o.online:  # Configuring an online run may add models to the store.
+            configured(cell, "cpu")
     rows = []
     for cell in cells:
         request = cell.request

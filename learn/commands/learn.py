@@ -81,7 +81,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     if not report.is_current(folder):
         report.write(folder)
     _log.info(f"report {folder / report.FILE}")
-    _log.info(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
+    _log.info(f"Play full games with it: {_evaluate_command(o, folder)}")
     counted = count_parameters(trained.network).named()
     return {
         "run": str(folder), **trained.summary(), **mean_returns(folder), **counted,
@@ -169,6 +169,7 @@ def _pinned(config: OfflineRun | OnlineRun) -> str:
 
 
 def _described(config: OfflineRun | OnlineRun) -> str:
+    from wsa.learn.fusion.build import fusion_class
     from wsa.learn.runs.config import OnlineRun
 
     count = terminal.plural(len(config.segments), "segment")
@@ -176,4 +177,19 @@ def _described(config: OfflineRun | OnlineRun) -> str:
         models = ", ".join(config.inputs) or "none, grayscale pixels"
         played = atari.describe(config.protocol)
         return f"{played}; models {models}; embeddings looked up in {count}"
-    return f"{count}; models {', '.join(config.models)}; context {config.context}"
+    models = f"{count}; models {', '.join(config.models)}"
+    conditioned = fusion_class(config.network.fusion.name).conditioned
+    return f"{models}; context {config.context}" if conditioned else models
+
+
+def _evaluate_command(o: LearnOptions, folder: Path) -> str:
+    """Return the command that plays games with a run, which must name the user's own code again."""
+    from wsa.encode.models.registry import parse_request
+
+    words = ["wsa", "eval", str(folder)]
+    own = [parse_request(m, {}) for m in o.models if user_code.is_name(m.partition("=")[2] or m)]
+    if own:
+        words += ["--weights", ",".join(f"{r.alias}={r.timm_name}" for r in own)]
+    if trusted := [name for name in (o.fusion, o.algo) if user_code.is_name(name)]:
+        words += ["--trust", ",".join(trusted)]
+    return shlex.join(words)

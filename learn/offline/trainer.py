@@ -1,8 +1,8 @@
 """Offline training: the loop that all offline learners share.
 
-All embeddings were computed when the store was encoded, so the loop runs no frozen model; it counts
-passes to check this (`passes`). It samples transitions from the flat map. Whole episodes are held
-out, and the learner's scalars on them are logged as `validation/...`.
+All embeddings were computed when the store was encoded, so the loop runs no frozen model. It samples
+transitions from the flat map. Whole episodes are held out, and the learner's scalars on them are
+logged as `validation/...`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
@@ -32,6 +32,7 @@ from wsa.learn.fusion.losses import log_line
 from wsa.learn.networks.heads import QNetwork
 from wsa.learn.training import checkpoint
 from wsa.learn.training.loop import Loop, OnLine
+from wsa.store.common.errors import ConflictError
 from wsa.store.objects.flat_map import FlatMap
 
 _log = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def train_offline(
     Raises:
         UsageError: If the fusion cannot take these inputs.
         DamagedError: If the newest checkpoint is damaged.
+        ConflictError: If the learner does not return the scalar that its `judge` names.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after a checkpoint is saved.
     """
     evaluation = evaluation or PeriodicEvaluation()
@@ -159,7 +161,7 @@ def train_offline(
             validating = bool(len(held_out)) and loop.every(config.validation_frequency)
             if loop.every(config.log_frequency) or validating:
                 line = log_line(scalars, flat.models)
-                line["charts/learning_rate"] = config.learning_rate
+                line["charts/learning_rate"] = learner.optimizer.param_groups[0]["lr"]
                 line["time/updates_per_s"] = (step - logged) / (loop.seconds - lap)
                 line["cache/backbone_passes"] = passes()
                 # Without a cache, an update runs every model on its states and its next states.
@@ -168,13 +170,13 @@ def train_offline(
                 )
                 if validating:
                     line |= validation(learner)
-                    if config.save_best and line[learner.judge] < best:
-                        best = line[learner.judge]
+                    score = validation.score_of(learner, line)
+                    if config.save_best and score < best:
+                        best = score
                         checkpoint.save(checkpoints, step, {"online": online}, name=checkpoint.BEST)
                 lap, logged = loop.seconds, step
                 loop.write(line)
         updates = loop.step - start
-        assert passes() == 0, "offline training must not run a backbone"
         return Trained(online, updates, updates / loop.seconds, passes())
 
 
@@ -223,6 +225,22 @@ class Validation:
             sums["validation/return"] = float(self._returns.mean())
             self._warn(sums["validation/max_q"])
         return sums
+
+    @staticmethod
+    def score_of(learner: Learner, scalars: Mapping[str, float]) -> float:
+        """Return the scalar by which networks are compared.
+
+        Raises:
+            ConflictError: If the learner does not return it.
+        """
+        if learner.judge not in scalars:
+            own = ", ".join(name for name in scalars if name.startswith("validation/"))
+            raise ConflictError(
+                "user-code",
+                f"{type(learner).__name__}.judge is {learner.judge!r}, but its validate() returns "
+                f"{own or 'nothing'}. Name one of these.",
+            )
+        return scalars[learner.judge]
 
     def _warn(self, value: float) -> None:
         """Warn once if the mean value is far outside the range of the data's returns."""

@@ -1,8 +1,9 @@
 """Save and load a learner's complete state in one safetensors file, written atomically.
 
 Tensors hold weights and optimizer state. The file's metadata holds the rest as JSON: the step, the
-states of random generators and samplers, and a checksum over everything. A run resumed from a
-checkpoint continues exactly as if it had not stopped.
+optimizer's options (its learning rate may have changed), the states of samplers, and a checksum over
+everything. On a CPU, a run resumed from a checkpoint continues exactly as if it had not stopped; of a
+GPU, the random generators are not saved.
 
 A damaged checkpoint is never skipped: to use an older one, remove it yourself.
 """
@@ -26,6 +27,8 @@ from wsa.store.common.errors import DamagedError, MissingError
 
 BEST = "best"  # Name of the checkpoint with the best validation score.
 KEPT = 2  # Number of checkpoints that a run keeps.
+# Options of an optimizer that say how it computes, which depends on the machine.
+_HOW = ("foreach", "fused", "capturable", "differentiable")
 
 
 def save(
@@ -45,7 +48,7 @@ def save(
         folder: The run's `checkpoints/`.
         step: Step of the checkpoint.
         modules: Networks by name.
-        optimizer: Optimizer whose state to save, if any.
+        optimizer: Optimizer whose state and options to save, if any.
         extra: Other state, as JSON values.
         name: File name instead of the step. A run never resumes from a named checkpoint.
         arrays: Other state, as arrays; saved as `arrays.<name>`.
@@ -55,14 +58,24 @@ def save(
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
     }
-    optimizer_state = optimizer.state_dict()["state"] if optimizer else {}
-    for index, state in optimizer_state.items():
+    saved = optimizer.state_dict() if optimizer else {"state": {}, "param_groups": []}
+    for index, state in saved["state"].items():
         for key, value in state.items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).cpu().contiguous()
     for key, array in (arrays or {}).items():
         tensors[f"arrays.{key}"] = torch.from_numpy(np.ascontiguousarray(array).copy())
     tensors["torch_random_state"] = torch.get_rng_state()
-    metadata = {"step": str(step), "extra": json.dumps(extra or {})}
+    options = [
+        {
+            name: value
+            for name, value in group.items()
+            if isinstance(value, int | float | tuple) and name not in _HOW
+        }
+        for group in saved["param_groups"]
+    ]
+    metadata = {
+        "step": str(step), "extra": json.dumps(extra or {}), "optimizer": json.dumps(options),
+    }  # fmt: skip
     metadata["check"] = _check(metadata, tensors)
     path = folder / f"{name or f'{step:09d}'}.safetensors"
     for leftover in (*folder.glob(".[0-9]*.safetensors.*"), *folder.glob(f".{BEST}.safetensors.*")):
@@ -168,7 +181,12 @@ def load(
             for key, value in _below(tensors, "optimizer").items():
                 index, _, field = key.partition(".")
                 state.setdefault(int(index), {})[field] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            groups = optimizer.state_dict()["param_groups"]
+            # A file from an older wsa has no options.
+            options = json.loads(metadata.get("optimizer", "null")) or [{} for _ in groups]
+            for group, own in zip(groups, options, strict=True):
+                group |= {n: tuple(v) if isinstance(v, list) else v for n, v in own.items()}
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
             for parameter, moments in optimizer.state.items():
                 # Fused optimizers assume that their state has the parameter's memory layout.
                 for field, value in moments.items():

@@ -58,6 +58,13 @@ def bench(benched, tmp_path):
     return Path(shutil.copytree(benched.folder, tmp_path / "bench"))
 
 
+def test_a_dry_run_refuses_what_the_bench_would(ready):
+    models = ("--seeds", "1", "--models", "vit")
+    planned, refused = ready(*BENCH, *models, "--dry-run"), ready(*LEARN[:3], "--models", "vit")
+    assert planned.code == refused.code == 3
+    assert planned.error.removeprefix("wsa bench") == refused.error.removeprefix("wsa learn")
+
+
 def test_every_cell_of_the_grid_is_trained_evaluated_and_tabulated(benched):
     planned, outcome, bench = benched
     assert {name: planned.json[name] for name in ("runs", "left", "updates_left")} == {

@@ -51,6 +51,7 @@ def forget_names():
 def test_own_code_trains_continues_and_plays_only_where_it_is_named(own, tmp_path, flags, name):
     started = own(*TRAIN, *flags, name, "--run-dir", "own")
     assert started.code == 0, started.err
+    assert f"wsa eval own --trust {name}\n" in started.err
     assert name in (tmp_path / "own/config.json").read_text()
     checkpoints = sorted((tmp_path / "own/checkpoints").iterdir())
     resume = ("learn", "--resume", "own")
@@ -112,6 +113,7 @@ def test_an_own_model_is_imported_where_it_is_named(own, tmp_path):
     )  # fmt: skip
     assert learned.code == 0, learned.err
     named = ("--weights", "own_net_make=own_net:make")
+    assert f"wsa eval net {' '.join(named)}\n" in learned.err
     evaluate = ("eval", "net", "--episodes", 1, "--num-envs", 1)
     assert own(*evaluate).code == 3 and own(*evaluate, *named).code == 0
 

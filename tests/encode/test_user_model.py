@@ -103,6 +103,13 @@ def test_an_output_that_the_module_lacks_is_refused(name, output, instead, store
     assert take_snapshot(store).models == []
 
 
+def test_an_input_is_gray_in_both_spellings_and_refuses_other_channels():
+    american, british = (Input(84, 84, name).preprocessing() for name in ("gray", "grey"))
+    assert american == british and american.channels == "grey"
+    with pytest.raises(ValueError, match="channels 'bgr' is unknown: use rgb or grey"):
+        Input(84, 84, "bgr").preprocessing()
+
+
 def test_a_users_model_is_encoded_found_and_opened_again(store, fill, noise):
     request = parse_request("user_nets:dense", {}, "pooled")
     fill(store, [[0, 1], [1, 2]])

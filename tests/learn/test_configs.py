@@ -119,11 +119,11 @@ def test_the_help_and_the_docs_name_every_algorithm_and_fusion():
     explained = (root / "docs/explain/wsa.md").read_text()
     help_text = inspect.getsource(Training)
     for name, online in ALGORITHMS:
-        assert f"`{name}`" in explained, name
+        assert f"`{name}`" in explained, f"docs/explain/wsa.md does not explain {name}"
         listed = re.search(f"{'online' if online else 'Offline'} ([^;.]+)[;.]", help_text)
         assert listed and name in listed[1].split(", "), name
     for name in FUSIONS:
-        assert name == "wsa" or f"| `{name}` |" in explained, name
+        assert name == "wsa" or f"| `{name}` |" in explained, f"docs/explain/wsa.md has no {name}"
 
 
 @pytest.mark.parametrize("name", FUSIONS)

@@ -22,6 +22,7 @@ from wsa.learn.fusion.attention import WSA
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.offline import dqn, trainer
+from wsa.learn.offline.trainer import make_learner
 from wsa.learn.training import checkpoint, loop
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.objects.model_spec import Output, Preprocessing
@@ -160,7 +161,7 @@ class Tiny(nn.Module):
         return features.mean(dim=(2, 3))
 
 
-def test_a_backbone_that_runs_during_training_is_an_error(walk_flat, tmp_path):
+def test_a_model_that_runs_meanwhile_is_counted_and_ends_nothing(walk_flat, tmp_path):
     squash = Preprocessing("squash", 8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
     encoder = Encoder(Tiny(), squash, Output("pooled"))
     frames = np.zeros((2, 16, 16, 3), np.uint8)
@@ -172,8 +173,8 @@ def test_a_backbone_that_runs_during_training_is_an_error(walk_flat, tmp_path):
         if step == 40:
             encoder(frames)
 
-    with pytest.raises(AssertionError, match="must not run a backbone"):
-        train(SMALL, walk_flat, None, 1, tmp_path, on_line=on_update)
+    trained = train(SMALL, walk_flat, None, 1, tmp_path, on_line=on_update)
+    assert (trained.updates, trained.passes) == (SMALL.updates, 2)
     assert passes == [0] * 11 + [2] * 5  # Lines at 4, 8, ..., and at 30, which is validated.
 
 
@@ -208,6 +209,47 @@ def test_a_crashed_run_resumes_to_the_bit(walk_flat, whole, tmp_path, at):
     assert trained.updates == SMALL.updates - (at - 1) // 10 * 10
     assert final(tmp_path) == final(whole)
     assert read_metrics(tmp_path) == read_metrics(whole)
+
+
+def test_a_learning_rate_that_a_learner_changes_resumes(walk_flat, tmp_path, monkeypatch):
+    def halving(config, network):
+        learner = make_learner(config, network)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(learner.optimizer, 0.5 ** (1 / 20))
+        update = learner.update
+
+        def update_and_decay(step, batch):
+            scalars = update(step, batch)
+            schedule.step()
+            return scalars
+
+        learner.update = update_and_decay
+        return learner
+
+    def crash(step, _):
+        if step == 48:
+            raise Crash
+
+    monkeypatch.setattr(trainer, "make_learner", halving)
+    whole, crashed = tmp_path / "whole", tmp_path / "crashed"
+    train(SMALL, walk_flat, 0, 1, whole)
+    with pytest.raises(Crash):
+        train(SMALL, walk_flat, 0, 1, crashed, on_line=crash)
+    train(SMALL, walk_flat, 0, 1, crashed)
+    assert final(crashed) == final(whole)
+    assert read_metrics(crashed) == read_metrics(whole)
+    rates = [line["charts/learning_rate"] for line in read_metrics(whole)]
+    assert rates[-1] == pytest.approx(SMALL.learning_rate / 8)
+
+
+def test_a_judge_that_validation_lacks_is_an_error(walk_flat, tmp_path, monkeypatch):
+    def misjudged(config, network):
+        learner = make_learner(config, network)
+        learner.judge = "validation/typo"
+        return learner
+
+    monkeypatch.setattr(trainer, "make_learner", misjudged)
+    with pytest.raises(ConflictError, match=r"'validation/typo', but .* returns validation/"):
+        train(SMALL, walk_flat, 0, 1, tmp_path)
 
 
 @pytest.mark.parametrize(
