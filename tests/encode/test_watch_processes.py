@@ -147,7 +147,7 @@ def test_a_precision_is_measured_on_every_new_game(store, make_segment, service)
 def test_two_services_share_the_work_and_make_each_pass_once(count, store, fill, service):
     both = [service("--store", store.url, *MODELS, "--beat", "5") for _ in range(2)]
     for one in both:
-        one.until_said("waiting: everything is encoded")
+        one.until_said("waiting: no frames of any game yet")
     fill(store, segments(count))
     fill(store, segments(count, 1000), "Breakout")
     frames = 2 * 3 * (count + 1)
