@@ -70,8 +70,8 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
         return recorded.repeated
     most = config.protocol.max_steps
     _log.info(
-        f"games to play: {o.episodes:,} by the run, then as many by a random policy unless this "
-        f"machine has played those; each of at most {most:,} steps"
+        f"games: the run plays {o.episodes:,}, and a random policy as many if this machine has not "
+        f"played those before; each game has at most {most:,} steps"
     )
     with contextlib.ExitStack() as stack:
         paces: dict[str, Pace] = {}

@@ -20,7 +20,7 @@ class FinalGames:
     """How evaluation games are played. A random policy plays as many games."""
 
     epsilon: Annotated[float, SHARE] = EPSILON
-    """Probability of a random action."""
+    """Probability of a random action; otherwise, the action with the highest value or probability."""
     eval_seed: Annotated[int, SEED] = EVAL_SEED
     """Environment i has the seed EVAL_SEED + i; separate from training's."""
     eval_num_envs: Annotated[int, COUNT] = NUM_ENVS

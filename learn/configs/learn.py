@@ -254,7 +254,7 @@ class EvalPlayOptions:
     """How the games are played."""
 
     epsilon: Annotated[float, SHARE] = EPSILON
-    """Probability of a random action."""
+    """Probability of a random action; otherwise, the action with the highest value or probability."""
     seed: Annotated[int, SEED] = EVAL_SEED
     """Environment i has the seed SEED + i; separate from training's."""
     num_envs: Annotated[int, COUNT] = NUM_ENVS

@@ -1,7 +1,9 @@
 """Behavioral cloning: predict the data's actions, trained with cross-entropy.
 
-The baseline where rewards are rare or the data is good. It cannot beat the policy that played,
-but has no Q-values that could diverge.
+The baseline where rewards are rare or the data is good. It ignores rewards, so it imitates what the
+policy that played did most often, and has no Q-values that could diverge. Evaluation plays the most
+probable action. So the clone can score more than that policy if some of its actions were random, but
+learns nothing better than its usual actions.
 """
 
 from __future__ import annotations

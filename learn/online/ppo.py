@@ -8,9 +8,11 @@ frozen model.
 Environments are stepped in groups, one after the other: while the frames of one group are embedded,
 the other group acts and its emulators run.
 
-Differences from CleanRL: a truncated episode is bootstrapped from its true last frame. The first
-rollout, by a still nearly uniform policy, only sets the mean and standard deviation that normalize
-embeddings, unless --init has set them. What the store holds changes a run's cost, not its result.
+Differences from CleanRL: a truncated episode is bootstrapped from its true last frame. With
+`--normalize standard`, the first rollout, by a still nearly uniform policy, only sets the mean and
+standard deviation that normalize embeddings. They are set again after any later rollout by which the
+embedding table has doubled (`Session.settle`), because a game's first frames are a poor sample. With
+--init, they are those of that run and stay. What the store holds changes a run's cost, not its result.
 """
 
 from __future__ import annotations

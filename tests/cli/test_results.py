@@ -252,7 +252,7 @@ def test_an_evaluation_may_leave_its_results_elsewhere(filled, tmp_path):
     outcome = filled(*command, "--out", "elsewhere", "--json")
     assert outcome.json
     assert outcome.err.startswith("store ./store\n")
-    assert "by the run, then as many by a random policy unless this machine" in outcome.err
+    assert "games: the run plays 1, and a random policy as many if this machine" in outcome.err
     assert "1 of 1 games had not ended after 20 steps" in outcome.err
     assert "games elsewhere/eval.csv, elsewhere/eval_weights.npz" in outcome.err
     assert "report elsewhere/report.html" in outcome.err
