@@ -234,7 +234,7 @@ class WalkRun:
         models = [f"model{window}" for window in windows]
         columns = [self.encoder.lookups[window].places[0] for window in windows]
         self.session = Session(
-            self.runner, models, columns, settled=False, seed=seed, compiled=compiled
+            self.runner, models, columns, range(len(models)), seed=seed, compiled=compiled
         )
         inputs = Inputs(tuple((2, STATES) if w == 1 else (1, w) for w in windows))
         kind = QNetwork if isinstance(config, OnlineDQNConfig) else ActorCritic

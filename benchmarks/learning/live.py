@@ -240,7 +240,7 @@ def simulated(o: Options, folder: Path, threads: int) -> float:
     table = Table(folder, LiveEncoder(nothing, models, 0, threads=threads))
     envs = [games.make_env(o.game, stated, n) for n in games.group_sizes(config.num_envs, 2)]
     runner = EnvRunner(envs, table, 1, seed=threads)
-    session = Session(runner, keys, places, settled=True)
+    session = Session(runner, keys, places, unsettled=())
     network = ActorCritic(
         Inputs(((1, 8), (1, 8))), len(stated.actions), NetworkConfig(frame_stack=1)
     )

@@ -77,7 +77,7 @@ def ours(models: int, depth: int, folder: Path) -> Any:
     filled.see(FrameHistory(1).push(frames, np.ones(2000, np.bool_), np.arange(2000)))
     stage = EnvRunner([game], filled, depth, 1)
     keys = [f"model{i}" for i in range(models)]
-    session = Session(stage, keys, [slice(0, filled.width)], settled=True)
+    session = Session(stage, keys, [slice(0, filled.width)], unsettled=())
     shapes = ((depth, WIDTH),) * models
     network = ActorCritic(Inputs(shapes), ACTIONS, NetworkConfig(frame_stack=depth))
     optimizer = torch.optim.Adam(network.parameters(), lr=2.5e-4, eps=1e-5, fused=True)

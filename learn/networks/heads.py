@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from math import inf
 from typing import Any
 
@@ -78,13 +79,21 @@ class Torso(nn.Module):
         self.out_features = self.fusion.out_features
 
     def set_moments(
-        self, mean: Float[Tensor, " width"], deviation: Float[Tensor, " width"]
+        self,
+        mean: Float[Tensor, " width"],
+        deviation: Float[Tensor, " width"],
+        of: Collection[int] | None = None,
     ) -> None:
-        """Set the moments of `standard` normalization, which are saved with the weights."""
+        """Set the moments of `standard` normalization, which are saved with the weights.
+
+        Args:
+            mean, deviation: Of each number of a row.
+            of: Indices of the models to set them for; None for all.
+        """
         widths = list(self.inputs.widths)
         parts = zip(self.normalisers, mean.split(widths), deviation.split(widths), strict=True)
-        for normaliser, part_mean, part_deviation in parts:
-            if isinstance(normaliser, Standard):
+        for i, (normaliser, part_mean, part_deviation) in enumerate(parts):
+            if isinstance(normaliser, Standard) and (of is None or i in of):
                 normaliser.mean.copy_(part_mean)
                 normaliser.deviation.copy_(part_deviation)
 

@@ -91,7 +91,7 @@ def train_offline(
     folder: Path,
     device: str = "cpu",
     *,
-    warm_start: Callable[[QNetwork], None] = lambda network: None,
+    warm_start: Callable[[QNetwork], object] = lambda network: None,
     compiled: bool = False,
     evaluation: PeriodicEvaluation | None = None,
     on_line: OnLine = lambda step, line: None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,9 @@ class Played:
 class Session:
     """An online run in progress.
 
-    `columns` has each model's slice of a row; there are no models for gray pixels. `settled` says
-    whether the normalization's mean and standard deviation are already fixed, and `seed` draws
-    exploration and samples. `stored` transitions are mixed into batches, and `recording` is flushed
+    `columns` has each model's slice of a row; there are no models for gray pixels. `unsettled` has the
+    indices of the models whose mean and standard deviation come from this run's frames, and `seed`
+    draws exploration and samples. `stored` transitions are mixed into batches, and `recording` is flushed
     before each checkpoint.
     """
 
@@ -61,7 +61,7 @@ class Session:
         runner: EnvRunner,
         models: Sequence[str],
         columns: Sequence[slice],
-        settled: bool,
+        unsettled: Collection[int],
         *,
         seed: int = 0,
         stored: FlatMap | None = None,
@@ -76,8 +76,9 @@ class Session:
         self.seed, self.stored = seed, stored
         self._recording = recording
         self._compiled = compiled
+        self._unsettled = list(unsettled) if models else []
         # Table rows when the moments were last set; -1 if they never change.
-        self._settled_on = -1 if settled or not models else 0
+        self._settled_on = 0 if self._unsettled else -1
         self._began = time.perf_counter()
         self._steps_before = self._passes_before = 0
         self._lap = (0.0, 0)
@@ -103,7 +104,7 @@ class Session:
         moments = [moments_of(self.table.sample(model, SAMPLE)) for model in self._columns]
         mean, deviation = (torch.cat(parts) for parts in zip(*moments, strict=True))
         for network in networks:
-            network.torso.set_moments(mean, deviation)  # type: ignore[operator, union-attr]
+            network.torso.set_moments(mean, deviation, self._unsettled)  # type: ignore[operator, union-attr]
         self._settled_on = len(self.table)
 
     def log_episodes(self, metrics: Metrics, step: Step) -> None:
@@ -152,6 +153,8 @@ class Session:
             _, extra = checkpoint.load(path, modules, optimizer, arrays)
             self.table.restore(extra["table"])
             self._settled_on = extra["settled_on"]
+            # An older wsa settled all models or none.
+            self._unsettled = extra.get("unsettled", list(range(len(self._models))))
             self.runner.restore({k.removeprefix("stage."): v for k, v in arrays.items()})
         self._steps_before, self._passes_before = self.runner.steps, self.table.passes
         self._lap = (0.0, self.table.asked - self.table.known)
@@ -178,7 +181,10 @@ class Session:
             self._recording.flush()
         self.table.flush()
         all_arrays = {f"stage.{name}": array for name, array in self.runner.state().items()}
-        state = {"table": self.table.state(), "settled_on": self._settled_on, **(extra or {})}
+        state = {
+            "table": self.table.state(), "settled_on": self._settled_on,
+            "unsettled": self._unsettled, **(extra or {}),
+        }  # fmt: skip
         all_arrays |= {name: np.asarray(array) for name, array in arrays.items()}
         checkpoint.save(
             folder / "checkpoints", self.runner.steps, modules, optimizer, state, arrays=all_arrays

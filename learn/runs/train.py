@@ -173,13 +173,16 @@ def train_playing(
     # Seed only now: opening a model draws random numbers, and remote models are not opened here.
     torch.manual_seed(config.seed)
     network = make_network(config, config.model_windows, config.shapes)
-    if checkpoint.all_of(folder / "checkpoints"):
-        pass  # The checkpoint holds the network; that of --init may be gone.
-    elif config.init:
-        warm_start(config, network)
-    elif config.mixes_stored and flat is not None:
+    unsettled = list(range(len(config.inputs)))  # Models without a mean and standard deviation.
+    # A checkpoint holds the network and what is unsettled, and the run of --init may be gone.
+    resuming = bool(checkpoint.all_of(folder / "checkpoints"))
+    if config.init and not resuming:
+        unsettled = warm_start(config, network)
+    if config.mixes_stored and flat is not None and not resuming:
         # Otherwise moments come from play: a run must not depend on what others left in the store.
-        network.torso.set_moments(*moments(flat))
+        network.torso.set_moments(*moments(flat), unsettled)
+    if config.end_to_end or config.network.normalize != "standard" or config.mixes_stored:
+        unsettled = []
     with contextlib.ExitStack() as stack:
         groups = [
             stack.enter_context(contextlib.closing(atari.make_env(config.game, config.protocol, n)))
@@ -192,12 +195,11 @@ def train_playing(
         if config.record:
             recording = stack.enter_context(contextlib.closing(_record(config, table, embedder)))
         runner = EnvRunner(groups, table, config.network.frame_stack, config.seed, recording)
-        standard = not config.end_to_end and config.network.normalize == "standard"
         session = Session(
             runner,
             config.models,
             config.columns,
-            settled=config.mixes_stored or bool(config.init) or not standard,
+            unsettled,
             seed=config.seed,
             stored=flat,
             recording=recording,

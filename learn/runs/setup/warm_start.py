@@ -49,8 +49,11 @@ def change_models(
     return remaining
 
 
-def warm_start(config: RunConfig, network: Any) -> None:
+def warm_start(config: RunConfig, network: Any) -> list[int]:
     """Initialize a network from `config.init`: all of it, or the parts that both have.
+
+    Returns:
+        Indices of the inputs that the other run does not have.
 
     Raises:
         UsageError: If the two networks do not fit.
@@ -66,6 +69,7 @@ def warm_start(config: RunConfig, network: Any) -> None:
         )
     _check_sizes(config, before, folder)
     transfer(network, network.torso, config.inputs, path, before.inputs)
+    return [i for i, key in enumerate(config.inputs) if key not in before.inputs]
 
 
 def _check_sizes(config: RunConfig, before: RunConfig, folder: Path) -> None:

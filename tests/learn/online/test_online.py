@@ -479,6 +479,23 @@ def test_init_takes_the_torso_and_with_the_same_algorithm_everything(recorded, s
     assert train_playing(tmp_path / "run", config).steps == STEPS
 
 
+@pytest.mark.parametrize("recorded", [PPO], indirect=True)
+def test_an_added_model_is_normalized_and_the_others_stay_as_they_were(recorded, store, tmp_path):
+    config = plan_online(
+        store, tmp_path / "run", **PPO, init=str(recorded.run), models=(), add=("palette",)
+    )
+    begin(tmp_path / "run", config)
+    old = load_file(checkpoint.latest(recorded.run / "checkpoints"))
+    train_playing(tmp_path / "run", config)
+    new = load_file(checkpoint.latest(tmp_path / "run" / "checkpoints"))
+    moments = [f"online.torso.normalisers.{{}}.{name}" for name in ("mean", "deviation")]
+    added = len(config.inputs) - 1
+    for name, initial in zip(moments, (0, 1), strict=True):
+        for i in range(added):
+            np.testing.assert_array_equal(new[name.format(i)], old[name.format(i)])
+        assert (new[name.format(added)] != initial).any()
+
+
 def test_stored_data_of_another_protocol_is_not_mixed_in(store, tmp_path):
     flags = {**DQN, "max_episode_steps": None, "offline_fraction": 0.5}
 
