@@ -124,7 +124,7 @@ def test_an_encoding_without_a_folder_for_its_report_is_done(filled, monkeypatch
     monkeypatch.delenv("WSA_CACHE")
     monkeypatch.setattr("platformdirs.user_cache_path", fail)
     outcome = filled("encode", "--models", OTHER_MODEL, *ENCODE[3:])
-    assert outcome.code == 0 and "no report: You have no home folder" in outcome.err
+    assert outcome.code == 0 and "no report: There is no home folder" in outcome.err
     assert "objects" in outcome.out
 
 

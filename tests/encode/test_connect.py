@@ -8,7 +8,7 @@ import pytest
 from dask import config
 from distributed import LocalCluster
 
-from wsa.encode.jobs import cluster
+from wsa.encode.jobs import cluster, slurm
 from wsa.store.common.errors import StorageError, UsageError, WsaError
 
 ADDRESS = "--scheduler .*tcp://HOST:PORT"
@@ -17,9 +17,6 @@ ADDRESS = "--scheduler .*tcp://HOST:PORT"
 @pytest.mark.parametrize(
     ("name", "workers", "message"),
     [
-        ("", 0, "inproc"),
-        ("inprocess", 0, "inproc"),
-        ("pbs", 0, "inproc"),
         ("foo://bar:1", 0, ADDRESS),
         ("tcp://", 0, ADDRESS),
         ("tcp://localhost", 0, ADDRESS),
@@ -28,10 +25,16 @@ ADDRESS = "--scheduler .*tcp://HOST:PORT"
         ("tcp://127.0.0.1:1", 3, "--workers 3"),
     ],
 )
-def test_an_unknown_scheduler_or_an_unused_number_of_workers_is_refused(name, workers, message):
+def test_a_wrong_address_or_an_unused_number_of_workers_is_refused(name, workers, message):
     with pytest.raises(UsageError, match=message) as caught, cluster.connect(name, workers):
         pass
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "inprocess", "pbs"])
+def test_an_unknown_scheduler_is_refused(name):
+    with pytest.raises(UsageError, match="is not a scheduler; write local, inproc"):
+        slurm.check_scheduler(slurm.SlurmOptions(), name)
 
 
 def test_a_scheduler_that_does_not_answer_is_unavailable(monkeypatch):
