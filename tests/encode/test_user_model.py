@@ -107,7 +107,7 @@ def test_an_input_is_gray_in_both_spellings_and_refuses_other_channels():
     american, british = (Input(84, 84, name).preprocessing() for name in ("gray", "grey"))
     assert american == british and american.channels == "grey"
     with pytest.raises(ValueError, match="channels 'bgr' is unknown: use rgb or grey"):
-        Input(84, 84, "bgr").preprocessing()
+        Input(84, 84, "bgr").preprocessing()  # type: ignore[arg-type]
 
 
 def test_a_users_model_is_encoded_found_and_opened_again(store, fill, noise):

@@ -188,11 +188,11 @@ def test_an_endpoint_where_nothing_listens(remote, environment):
 
 
 def fill(backend, kit, number):
-    """Commit a segment, its embeddings, and their model; which of them were new."""
+    """Commit a segment, a model, and its embeddings of the segment; which of them were new."""
     meta, arrays = kit.remember(number)
     won = [kit.writer.commit_segment(backend, meta, arrays)]
-    won += [commit_embedding(backend, *kit.fake_embedding(meta, kit.key("vit")))]
     won += [commit_model(backend, kit.ModelMeta(kit.key("vit")), {"spec.json": b"{}"})]
+    won += [commit_embedding(backend, *kit.fake_embedding(meta, kit.key("vit")))]
     return meta, won
 
 
