@@ -3,7 +3,7 @@
 The package is callable: `wsa.encode(...)` does what the `wsa encode` command does.
 """
 
-from wsa.store.common.callable_package import make_callable
+from wsa.store.api.callable_package import make_callable
 
 FUNCTION = "wsa.encode.commands.encode:encode_store"
 make_callable(__name__)

@@ -21,12 +21,12 @@ from wsa.encode.jobs.run import require_frames, wanted_games
 from wsa.encode.models import custom, screen
 from wsa.encode.models.registry import libraries, parse_request
 from wsa.encode.registration.identity import request_of
+from wsa.store.api.keywords import fill
 from wsa.store.backends.base import Backend
 from wsa.store.common import names, terminal
 from wsa.store.common.cache_folder import cache_folder
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.common.games import GAMES, unknown_game
-from wsa.store.common.keywords import fill
 from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.root import open_snapshot

@@ -10,7 +10,7 @@ from typing import Any
 
 from wsa.learn.configs.data import CollectOptions
 from wsa.learn.configs.learn import EvalOptions, learn_options
-from wsa.store.common.keywords import as_flags, fill
+from wsa.store.api.keywords import as_flags, fill
 
 _HIDDEN = ("json",)
 

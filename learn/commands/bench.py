@@ -40,10 +40,12 @@ def _dry(o: BenchOptions, cells: list[Cell], left: list[Cell]) -> int:
     Raises:
         WsaError: If an offline run that has not begun could not be started.
     """
-    from wsa.learn.bench.run_cell import configured  # Imported here: it imports torch.
+    if not o.online:  # Configuring an online run may add models to the store.
+        from wsa.learn.bench.run_cell import configured  # Imported here: it imports torch.
 
-    for cell in left:
-        if not o.online:  # Configuring an online run may add models to the store.
+        # Runs that differ only in their seed can start, or not, together.
+        alike = {(c.request.game, c.request.fusion, c.request.models): c for c in left}
+        for cell in alike.values():
             configured(cell, "cpu")
     rows = []
     for cell in cells:

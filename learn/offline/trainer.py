@@ -170,8 +170,7 @@ def train_offline(
                 )
                 if validating:
                     line |= validation(learner)
-                    score = validation.score_of(learner, line)
-                    if config.save_best and score < best:
+                    if config.save_best and (score := score_of(learner, line)) < best:
                         best = score
                         checkpoint.save(checkpoints, step, {"online": online}, name=checkpoint.BEST)
                 lap, logged = loop.seconds, step
@@ -184,6 +183,22 @@ def make_learner(config: OfflineConfig, network: QNetwork) -> Learner:
     """Create the learner that a configuration names."""
     learner: Learner = pkgutil.resolve_name(config.LEARNER)(config, network)
     return learner
+
+
+def score_of(learner: Learner, scalars: Mapping[str, float]) -> float:
+    """Return the scalar by which networks are compared; lower is better.
+
+    Raises:
+        ConflictError: If the learner does not return it.
+    """
+    if learner.judge not in scalars:
+        own = ", ".join(name for name in scalars if name.startswith("validation/"))
+        raise ConflictError(
+            "user-code",
+            f"{type(learner).__name__}.judge is {learner.judge!r}, but its validate() returns "
+            f"{own or 'nothing'}. Name one of these.",
+        )
+    return scalars[learner.judge]
 
 
 class Validation:
@@ -225,22 +240,6 @@ class Validation:
             sums["validation/return"] = float(self._returns.mean())
             self._warn(sums["validation/max_q"])
         return sums
-
-    @staticmethod
-    def score_of(learner: Learner, scalars: Mapping[str, float]) -> float:
-        """Return the scalar by which networks are compared.
-
-        Raises:
-            ConflictError: If the learner does not return it.
-        """
-        if learner.judge not in scalars:
-            own = ", ".join(name for name in scalars if name.startswith("validation/"))
-            raise ConflictError(
-                "user-code",
-                f"{type(learner).__name__}.judge is {learner.judge!r}, but its validate() returns "
-                f"{own or 'nothing'}. Name one of these.",
-            )
-        return scalars[learner.judge]
 
     def _warn(self, value: float) -> None:
         """Warn once if the mean value is far outside the range of the data's returns."""

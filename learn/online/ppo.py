@@ -12,7 +12,8 @@ Differences from CleanRL: a truncated episode is bootstrapped from its true last
 `--normalize standard`, the first rollout, by a still nearly uniform policy, only sets the mean and
 standard deviation that normalize embeddings. They are set again after any later rollout by which the
 embedding table has doubled (`Session.settle`), because a game's first frames are a poor sample. With
---init, they are those of that run and stay. What the store holds changes a run's cost, not its result.
+--init, they are those of that run and stay, except for models that --add adds. What the store holds
+changes a run's cost, not its result.
 """
 
 from __future__ import annotations

@@ -50,10 +50,10 @@ class Played:
 class Session:
     """An online run in progress.
 
-    `columns` has each model's slice of a row; there are no models for gray pixels. `unsettled` has the
-    indices of the models whose mean and standard deviation come from this run's frames, and `seed`
-    draws exploration and samples. `stored` transitions are mixed into batches, and `recording` is flushed
-    before each checkpoint.
+    `columns` has each model's slice of a row; there are no models for gray pixels. `unsettled` has
+    the indices of the models whose mean and standard deviation come from this run's frames, and
+    `seed` draws exploration and samples. `stored` transitions are mixed into batches, and
+    `recording` is flushed before each checkpoint.
     """
 
     def __init__(

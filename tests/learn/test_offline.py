@@ -1,5 +1,6 @@
 """Training offline on the walk: resuming to the bit, signals, metrics, validation, and checks."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -248,8 +249,11 @@ def test_a_judge_that_validation_lacks_is_an_error(walk_flat, tmp_path, monkeypa
         return learner
 
     monkeypatch.setattr(trainer, "make_learner", misjudged)
-    with pytest.raises(ConflictError, match=r"'validation/typo', but .* returns validation/"):
-        train(SMALL, walk_flat, 0, 1, tmp_path)
+    for save_best in (False, True):
+        config = msgspec.structs.replace(SMALL, save_best=save_best)
+        refused = pytest.raises(ConflictError, match=r"'validation/typo', but .* validation/")
+        with refused if save_best else contextlib.nullcontext():
+            train(config, walk_flat, 0, 1, tmp_path / str(save_best))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import wsa
 from wsa.learn.configs.algorithms import PPOConfig
 from wsa.learn.configs.learn import LearnOptions, PlayOptions, learn_options
 from wsa.learn.data.transitions import OfflineBatches
-from wsa.store.common.keywords import as_flags, fill
+from wsa.store.api.keywords import as_flags, fill
 from wsa.store.objects.root import open_store
 
 ROOT = Path(__file__).parents[3]
