@@ -109,6 +109,9 @@ class NatureTorso(nn.Module):
     def forward(self, stacks: Tensor, mask: Sequence[bool] | None = None) -> tuple[Tensor, None]:
         """Map (B, k, 84 * 84) uint8 to (B, out_features). There are no models, so no weights."""
         pixels = stacks.view(len(stacks), -1, SIDE, SIDE).float() / 255
+        if self.training and pixels.device.type == "cpu":
+            # Gradients take three quarters of the time in this layout. Acting is no faster.
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
         return self.layers(pixels), None
 
 
