@@ -52,8 +52,14 @@ def stored_name(snapshot: Snapshot, name: str) -> str:
     return alike[0] if len(alike) == 1 < len(fitting) else alias
 
 
-def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[str]:
+def choose_models(
+    snapshot: Snapshot, game: str, asked: Sequence[str], *, partly: bool = False
+) -> list[str]:
     """Return the keys of models asked for by alias or key; without any, all that encoded the game.
+
+    Args:
+        partly: Take a model that has encoded any of the game's segments; else, it must have encoded
+            all.
 
     Raises:
         MissingError: If the store has no frames of the game, or a model has not encoded all of
@@ -61,13 +67,13 @@ def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[s
         UsageError: If an alias fits several models.
     """
     segments = snapshot.segments_of(game)
-    ready = snapshot.models_of(game)
+    ready = snapshot.models_of(game, partly=partly)
     if not asked:
         if not ready:
-            partly = {key: len(snapshot.embeddings(game, key)) for key in snapshot.models}
+            begun = {key: len(snapshot.embeddings(game, key)) for key in snapshot.models}
             counts = ", ".join(
                 f"{names.key_alias(key)} {count:,} of {len(segments):,} segments"
-                for key, count in partly.items()
+                for key, count in begun.items()
                 if count
             )
             raise MissingError(
@@ -79,10 +85,13 @@ def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[s
     return list(dict.fromkeys(_choose(snapshot, game, ready, name) for name in asked))
 
 
-def default_models(snapshot: Snapshot, game: str) -> list[str]:
+def default_models(snapshot: Snapshot, game: str, *, partly: bool = False) -> list[str]:
     """Choose models if a user names none: wsa's default set, whatever else has encoded the game.
 
     Without the default set, choose all models that have encoded the game.
+
+    Args:
+        partly: See `choose_models`.
 
     Returns:
         Their keys.
@@ -92,7 +101,7 @@ def default_models(snapshot: Snapshot, game: str) -> list[str]:
             encoded them all.
         UsageError: If one of the default set is there several times.
     """
-    ready = choose_models(snapshot, game, ())
+    ready = choose_models(snapshot, game, (), partly=partly)
     specs = [read_spec(snapshot, key) for key in snapshot.models]
     specs = [spec for spec in specs if spec.game in ("", game)]
     chosen: set[str] = set()

@@ -32,6 +32,7 @@ from wsa.learn.configs.learn import (
     MethodOptions,
     PlayOptions,
     RunRequest,
+    StoredDataOptions,
     Training,
     check_combination,
     flat_options,
@@ -42,6 +43,8 @@ from wsa.learn.envs import atari
 from wsa.learn.fusion.base import Fusion
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT, rename_length
+from wsa.learn.runs.data import encoded_part
+from wsa.learn.runs.setup.models import StoredModels
 from wsa.learn.training import checkpoint
 from wsa.store.common import atomic_files, hashing, terminal, user_code
 from wsa.store.common.errors import ConflictError, UsageError
@@ -195,7 +198,7 @@ def check(o: BenchOptions) -> None:
         check_combination(without_live_options(request_for(o, fusion)))
     if o.fusions != (PIXELS,) and not (o.models_subsets or o.models):
         raise UsageError("Name the models to fuse, for example --models-subsets lite0+lite1,lite0.")
-    named = {*o.models, *itertools.chain(*(subset.split("+") for subset in o.models_subsets))}
+    named = _named_models(o)
     for name in o.method.decode:
         if name not in {*named, o.method.context}:
             raise UsageError(
@@ -216,10 +219,11 @@ def shared_settings(o: BenchOptions, snapshot: Snapshot) -> Settings:
     """Settings that all runs share: those the bench was started with, or else those of the options.
 
     All offline runs learn from the segments that the store had of their game when the bench first
-    included it.
+    included it; with --encoded-only, from those that all models of the bench had encoded.
 
     Raises:
         ConflictError: If the bench was started with other options.
+        MissingError: If all models have encoded no segment, with --encoded-only.
         DamagedError: If its file is damaged.
     """
     path = Path(o.bench_dir) / SETTINGS
@@ -245,9 +249,24 @@ def shared_settings(o: BenchOptions, snapshot: Snapshot) -> Settings:
                     "the runs would not be comparable. Use the same value, or another --bench-dir.",
                 )
     if not o.online:
-        new = {game: snapshot.segments(game) for game in o.games if game in snapshot.games}
-        segments = {game: tuple(m.segment for m in metas) for game, metas in new.items()} | segments
+        new = [game for game in o.games if game in snapshot.games and game not in segments]
+        segments = segments | {game: _segments_of(o, snapshot, game) for game in new}
     return Settings(saved | options, segments)
+
+
+def _segments_of(o: BenchOptions, snapshot: Snapshot, game: str) -> tuple[str, ...]:
+    """The segments of a game that all offline runs learn from."""
+    if isinstance(o.data, StoredDataOptions) and o.data.encoded_only:
+        context = {o.method.context} - {"", MEAN_CONTEXT}
+        names_of_all = sorted(_named_models(o) | context)
+        keys = StoredModels(snapshot, game, partly=True).keys_of(names_of_all)
+        snapshot = encoded_part(snapshot, game, keys)
+    return tuple(meta.segment for meta in snapshot.segments(game))
+
+
+def _named_models(o: BenchOptions) -> set[str]:
+    """Names of all models that the runs fuse."""
+    return {*o.models, *itertools.chain(*(subset.split("+") for subset in o.models_subsets))}
 
 
 def changed(o: BenchOptions) -> list[str]:
@@ -314,6 +333,8 @@ def request_for(o: BenchOptions, fusion: str) -> RunRequest:
         shared["algorithm"] = msgspec.structs.replace(
             o.algorithm, weight_entropy_coef=0.0, load_balance_coef=0.0
         )
+    if isinstance(o.data, StoredDataOptions):
+        shared["data"] = dataclasses.replace(o.data, encoded_only=False)  # The bench has chosen.
     if fusion == PIXELS:
         shared["network"] = PixelNetworkConfig(frame_stack=o.network.frame_stack)
         return RunRequest(**shared, fusion=fusion)

@@ -77,10 +77,20 @@ else:
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
+    """What a run learns from."""
+
+    protocol: Text = ""
+    """Protocol of the game."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredDataOptions(DataOptions):
     """Which stored data a run learns from."""
 
     protocol: Text = ""
     """Protocol of the data, if the store has data of the game under several."""
+    encoded_only: Switch = False
+    """Leave out segments that not all of the models have encoded yet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +203,7 @@ class Training(StoreOptions):
     algo: Algorithm = "cql"
     """Offline cql, dqn, bc; online ppo, dqn."""
     method: MethodOptions = MethodOptions()
-    data: DataOptions = DataOptions()
+    data: DataOptions = StoredDataOptions()
     network: Annotated[FrameStack, arg(name="models and fusion")] = NetworkConfig()
     algorithm: AlgorithmConfig = CQLConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -528,9 +538,11 @@ def _idle(
         this = f"--algo {algo} {'with' if online else 'without'} --online"
         yield f"is an option of {where}; this run is {this}. Leave it out."
     if not online and field in _names(PlayOptions, OnlineLiveOptions) - _names(
-        DataOptions, LiveOptions
+        StoredDataOptions, LiveOptions
     ):
         yield "is an option of --online. Leave it out, or add --online."
+    if online and field in _names(StoredDataOptions) - _names(PlayOptions):
+        yield "is for runs that learn from stored data. Leave it out, or leave out --online."
     if pixels and field in _SWITCHES:
         yield f"is an option of fusions; {pixels} {PIXELS} has no models. Leave it out."
 

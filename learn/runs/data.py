@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,6 +94,28 @@ def only(whole: Snapshot, game: str, segments: Sequence[str]) -> Snapshot:
     return Snapshot(
         whole.backend, {path: c for path, c in whole.commits.items() if path not in others}
     )
+
+
+def encoded_part(whole: Snapshot, game: str, models: Collection[str]) -> Snapshot:
+    """Limit a snapshot to the segments of a game that all these models have encoded.
+
+    Raises:
+        MissingError: If there is none.
+    """
+    encoded = [meta.segment for meta in whole.segments_encoded_by(game, models)]
+    total = len(whole.segments(game))
+    if not encoded:
+        raise MissingError(
+            "not-encoded",
+            f"--encoded-only: none of the {total:,} segments of {game} in {whole.backend.url} has "
+            f"been encoded by all of {', '.join(sorted(models))}. 'wsa status' shows what is left.",
+        )
+    if left_out := total - len(encoded):
+        _log.info(
+            f"Left out {left_out:,} of {total:,} segments of {game}, which not all of the models "
+            "have encoded yet."
+        )
+    return only(whole, game, encoded)
 
 
 def as_started(whole: Snapshot, folder: Path, game: str, protocol: str) -> Snapshot:

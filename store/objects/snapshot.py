@@ -102,9 +102,9 @@ class Snapshot:
         """Keys of all models, sorted."""
         return sorted(m.model for m in self._metas(ModelMeta))
 
-    def models_of(self, game: str) -> list[str]:
-        """Keys of the models that have encoded every segment of `game`, sorted."""
-        wanted = {m.segment for m in self.segments(game)}
+    def models_of(self, game: str, *, partly: bool = False) -> list[str]:
+        """Keys of the models that have encoded every segment of `game`, or any if `partly`; sorted."""
+        wanted = set() if partly else {m.segment for m in self.segments(game)}
         return [
             key
             for (of, key), metas in self._embeddings.items()

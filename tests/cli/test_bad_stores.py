@@ -89,8 +89,14 @@ def test_learning_before_encoding_names_the_command_to_run(filled, wsa, tmp_path
     assert some.code == 3
     assert some.error == (
         f"wsa learn: {ALIAS} has not encoded every segment of Breakout in ./store. "
-        f"Run: wsa encode --game Breakout --models {MODEL} --output pooled"
+        f"Run: wsa encode --game Breakout --models {MODEL} --output pooled. "
+        "Or learn from what is encoded so far: add --encoded-only."
     )
+    outcome = filled(
+        "learn", "--game", "Breakout", "--models", MODEL, "--encoded-only", "--dry-run"
+    )
+    assert outcome.code == 0
+    assert "Left out 2 of 6 segments of Breakout" in outcome.err
 
 
 def test_a_damaged_record_is_named_by_every_verb(filled, tmp_path, unchanged):

@@ -13,10 +13,12 @@ from wsa.encode.models.registry import parse_request
 from wsa.encode.registration.register import register
 from wsa.encode.registration.select import choose_models
 from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.configs.learn import MethodOptions, RunRequest, StoredDataOptions
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.runs.config import RunConfig
 from wsa.learn.runs.data import open_data
 from wsa.learn.runs.folder import new_folder
+from wsa.learn.runs.setup.configure import configure
 from wsa.learn.runs.setup.models import by_default
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.root import open_store
@@ -88,6 +90,30 @@ def test_an_error_about_missing_data_names_the_command_that_makes_it(breakout, b
         command = f"wsa encode --game Breakout --models {RESNET} --output pooled"
         with pytest.raises(MissingError, match=f"{command}$"):
             choose_models(longer, "Breakout", [asked])
+
+
+def test_a_run_may_learn_from_the_segments_that_its_models_have_encoded(breakout, backend):
+    def plan(snapshot, **changes):
+        data = StoredDataOptions(encoded_only=True)
+        request = RunRequest(game="Breakout", data=data, **changes)
+        return configure(request, snapshot)
+
+    whole = {m.segment for m in breakout.segments("Breakout")}
+    first, second = breakout.models
+    longer = add_play(backend, [first])  # The second has not encoded these.
+    assert set(plan(longer, models=(first,)).segments) == {m.segment for m in longer.segments()}
+    both = plan(longer, models=(first, second))
+    assert set(both.segments) == whole < {m.segment for m in longer.segments()}
+    context = plan(longer, models=(first,), method=MethodOptions(context=second))
+    assert set(context.segments) == whole
+    assert set(plan(longer).models) == {first, second}  # By default, all that have encoded any.
+    _, flat = open_data(both)
+    assert flat is not None and len(flat.parts) == len(whole)
+    with pytest.raises(MissingError, match="--encoded-only"):
+        configure(RunRequest(game="Breakout", models=(second,)), longer)
+    new = add_play(open_store(f"{backend.url}-2", create=True))
+    with pytest.raises(MissingError, match=r"wsa encode --game Breakout --models lite0$"):
+        configure(RunRequest(game="Breakout", models=("lite0",)), new)
 
 
 def test_an_alias_of_two_models_is_refused(breakout, backend):

@@ -10,6 +10,7 @@ from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.configs.learn import (
     PlayOptions,
     RunRequest,
+    StoredDataOptions,
     check_combination,
     network_options,
 )
@@ -17,6 +18,7 @@ from wsa.learn.configs.network import FrameStack, NetworkConfig, pixel_network
 from wsa.learn.envs import atari
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT, OfflineRun, OnlineRun, RunConfig, read_config
+from wsa.learn.runs.data import encoded_part
 from wsa.learn.runs.presence import named_model
 from wsa.learn.runs.setup.make_run import make_offline, make_online
 from wsa.learn.runs.setup.models import (
@@ -53,10 +55,11 @@ def configure(
         fusion_class(request.fusion)  # Check before a model is opened or added.
     init, before = _run_to_start_from(request)
     network = _network_of(request, before) if before else request.network_config
+    encoded_only = isinstance(request.data, StoredDataOptions) and request.data.encoded_only
     available = (
         OnlineModels(request, snapshot, device, dry_run)
         if request.online
-        else StoredModels(snapshot, request.game)
+        else StoredModels(snapshot, request.game, partly=encoded_only)
     )
     if before and not pixels:
         models, context = begin_from(request, before, snapshot, available.keys_of)
@@ -70,6 +73,9 @@ def configure(
     decode = (*request.method.decode, *kept)
     if not request.online:
         assert isinstance(request.algorithm, OfflineConfig)
+        if encoded_only:
+            inputs = {*models, context} - {"", MEAN_CONTEXT}
+            snapshot = encoded_part(snapshot, request.game, inputs)
         return make_offline(
             snapshot,
             request.game,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 from wsa.encode.configs import weights_files
 from wsa.encode.models.paper import catalog
@@ -20,7 +21,7 @@ from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT
 from wsa.learn.runs.presence import named_model
 from wsa.store.common import names
-from wsa.store.common.errors import UsageError
+from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
@@ -30,10 +31,10 @@ KeysOf = Callable[[Sequence[str]], list[str]]
 
 
 class StoredModels:
-    """Resolves models of an offline run, which must have encoded its game."""
+    """Resolves models of an offline run, which must have encoded its game, or any of it if `partly`."""
 
-    def __init__(self, snapshot: Snapshot, game: str) -> None:
-        self._snapshot, self._game = snapshot, game
+    def __init__(self, snapshot: Snapshot, game: str, *, partly: bool = False) -> None:
+        self._snapshot, self._game, self._partly = snapshot, game, partly
 
     def keys_of(self, requested: Sequence[str]) -> list[str]:
         """Return the keys of models, given aliases, keys, or names as in `wsa encode --models`.
@@ -43,11 +44,25 @@ class StoredModels:
             MissingError: If one of them has not encoded the game.
         """
         stored = [stored_name(self._snapshot, name) for name in requested]
-        return choose_models(self._snapshot, self._game, stored)
+        with self._hint():
+            return choose_models(self._snapshot, self._game, stored, partly=self._partly)
 
     def default_keys(self) -> list[str]:
         """Keys of wsa's default models if they have encoded the game, or else of all that have."""
-        return default_models(self._snapshot, self._game)
+        with self._hint():
+            return default_models(self._snapshot, self._game, partly=self._partly)
+
+    @contextlib.contextmanager
+    def _hint(self) -> Iterator[None]:
+        """If only a part of the game is encoded, let the error say how to learn from that part."""
+        try:
+            yield
+        except MissingError as error:
+            if self._partly or not self._snapshot.embeddings(self._game):
+                raise
+            raise MissingError(
+                error.kind, f"{error}. Or learn from what is encoded so far: add --encoded-only."
+            ) from None
 
 
 class NotInStoreError(UsageError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import logging
+import shutil
 import signal
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 import command_kit
 import pytest
 from distributed import KilledWorker
+from learn_kit import add_play
 
 from wsa.encode.jobs.cluster import connect
 from wsa.learn.bench import grid, run_cell, runner
@@ -94,6 +96,24 @@ def test_a_bench_keeps_its_shared_settings(tmp_path):
         with pytest.raises(ConflictError, match="was started with"):
             begin(**{"models": ("a",), "fusions": ("wsa",), "output": "pooled", **change})
     begin(models=("a",), fusions=("mean",), hidden=(128,), output="pooled")
+
+
+def test_all_runs_of_a_bench_learn_from_the_same_encoded_segments(breakout, tmp_path):
+    shutil.copytree(breakout.backend.url, tmp_path / "store")
+    first, second = breakout.models
+    longer = add_play(open_store(str(tmp_path / "store")), [first])
+    o = options(
+        games=("Breakout",), models_subsets=(first, f"{first}+{second}"), encoded_only=True,
+        bench_dir=str(tmp_path / "bench"),
+    )  # fmt: skip
+    settings = grid.shared_settings(o, longer)
+    whole = {m.segment for m in breakout.segments("Breakout")}
+    assert set(settings.segments["Breakout"]) == whole < {m.segment for m in longer.segments()}
+    cells = grid.cells(o, settings)
+    assert len(cells) > 2 and {frozenset(cell.segments) for cell in cells} == {frozenset(whole)}
+    grid.write(o, settings)
+    later = add_play(open_store(str(tmp_path / "store")), [first, second])
+    assert grid.shared_settings(o, later).segments == settings.segments
 
 
 def test_a_bench_from_before_clipping_stays_unclipped(tmp_path):
