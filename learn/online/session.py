@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.learn.data.transitions import SAMPLE, moments_of
+from wsa.learn.envs.atari import FRAME_SKIP
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
 from wsa.learn.fusion.losses import log_line
 from wsa.learn.online.embedding_table import Table
@@ -120,7 +121,7 @@ class Session:
         embedded = self._lap[1] - lap[1]
         return {
             "charts/SPS": (self.runner.steps - self._steps_before) / self._seconds,
-            "charts/frames": float(4 * self.runner.steps),
+            "charts/frames": float(FRAME_SKIP * self.runner.steps),
             "cache/hit_rate": table.known / max(1, table.asked),
             "cache/backbone_passes": float(table.passes),
             **{
