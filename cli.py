@@ -28,7 +28,7 @@ from wsa.store.common.version import __version__
 
 UNEXPECTED = 1
 INTERRUPTED = 130
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 ANSWERS = ("-h", "--help", "-V", "--version")
 
 
@@ -406,7 +406,7 @@ def completion(o: Any) -> int:
 def _one_line(name: str, box: str) -> str:
     """Reduce tyro's boxed error message to one line."""
     # On a capable terminal, the box has line-drawing characters, colors, and a title.
-    box = re.sub("[╭╮╰╯│]", "", _COLOUR.sub("", box)).replace("─", "-")
+    box = re.sub("[╭╮╰╯│]", "", _COLOR.sub("", box)).replace("─", "-")
     box = re.sub(r"^ *- .* -{3,} *$", "---", box, flags=re.MULTILINE)
     parts = [" ".join(part.split()) for part in re.split(r"^ *-{3,} *$", box, flags=re.MULTILINE)]
     message = parts[1] if len(parts) > 1 else parts[0]

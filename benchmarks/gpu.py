@@ -170,7 +170,7 @@ class Bench:
         return str(self.folder / engine)
 
     def encode(self, engine: str, add: Add) -> None:
-        """Measure a whole encoding, with start-up and fits, and each model's part of it."""
+        """Measure a whole encoding, with startup and fits, and each model's part of it."""
         report, options = self.folder / f"report-{engine}", {}
         if self.sizes.output:
             options["output"] = self.sizes.output

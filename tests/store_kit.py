@@ -301,10 +301,10 @@ def count(say: Callable[[str], None], url: str, cache: str, at: float) -> None:
         say(f"{len(commits)} {hashing.identity(sorted(c.check for c in commits.values()))}")
 
 
-def materialise(
+def materialize(
     say: Callable[[str], None], url: str, aliases: list[str], cache: str, slow_s: float
 ) -> None:
-    """Materialise embeddings, and sleep before each segment."""
+    """Materialize embeddings, and sleep before each segment."""
     read_rows = Snapshot.read_rows
 
     def slowly(self: Snapshot, meta: SegmentMeta) -> dict[str, NDArray[Any]]:
@@ -314,7 +314,7 @@ def materialise(
 
     Snapshot.read_rows = slowly  # type: ignore[method-assign]
     snapshot = take_snapshot(open_store(url))
-    flat = flat_map.materialise(snapshot, GAME, [key(a) for a in aliases], Path(cache))
+    flat = flat_map.materialize(snapshot, GAME, [key(a) for a in aliases], Path(cache))
     say(f"{len(flat.rows)} {hashing.checksum(flat.embeddings.tobytes() + flat.rows.tobytes())}")
 
 
@@ -349,7 +349,7 @@ def gather(
             for path, commit in snapshot.commits.items()
             if getattr(commit.meta, "segment", "") in chosen
         }
-        flat = flat_map.materialise(Snapshot(snapshot.backend, here), GAME, models, Path(cache))
+        flat = flat_map.materialize(Snapshot(snapshot.backend, here), GAME, models, Path(cache))
         # The map's steps are those of the segments in order of their ids, and of no others.
         steps = [
             (s, row) for s in sorted(chosen) for row in np.flatnonzero(_actions(truth[s]) >= 0)
@@ -374,7 +374,7 @@ def _actions(of: tuple[layout.Arrays, NDArray[Any]]) -> NDArray[Any]:
     return of[0]["action"]
 
 
-VERBS = {f.__name__: f for f in (write_all, put, start_store, count, materialise, gather)}
+VERBS = {f.__name__: f for f in (write_all, put, start_store, count, materialize, gather)}
 MODULES = ("wsa.store.objects.flat_map", "wsa.store.objects.root")  # What they import.
 
 

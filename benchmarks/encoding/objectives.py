@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from benchmarks.kit import markdown
 from wsa.encode.models.custom import Input
-from wsa.encode.models.paper.base import Frozen, grey, initialise
+from wsa.encode.models.paper.base import Frozen, gray, initialize
 from wsa.learn.pretrain import data, masked_autoencoder, stdim
 from wsa.learn.pretrain.trainee import TrainingInput
 from wsa.learn.probe import inputs, probe, samples, targets
@@ -48,7 +48,7 @@ _SEEN, _APART = 20, 8
 class SmallStateEncoder(Frozen):
     """DQN's network at half its width; one frame, 0.83 M parameters, 2.3 M multiply-adds."""
 
-    sees: ClassVar[Input] = grey(84, 84)
+    sees: ClassVar[Input] = gray(84, 84)
     window: ClassVar[int] = 1
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class SmallStateEncoder(Frozen):
         self.code = nn.Sequential(
             nn.Conv2d(32, 32, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 7 * 7, 512)
         )
-        initialise(self)
+        initialize(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (B, 1, 84, 84) in [0, 1] to (B, 512)."""
@@ -344,7 +344,7 @@ def probe_encoders(
     pixels = levels(snapshot, sampled)
 
     def embeddings() -> Iterator[probe.Named]:
-        yield "grey pixels, 500", "", "pixels", inputs.pixels(snapshot, sampled, 500)
+        yield "gray pixels, 500", "", "pixels", inputs.pixels(snapshot, sampled, 500)
         for key, alias in stored.items():
             yield alias, key, "model", inputs.embeddings(snapshot, game, key, sampled)
         for name, encoder in encoders:

@@ -137,9 +137,9 @@ def channels(shared: Tensor, count: int) -> Map:
 def separable(shared: Tensor, numbers: int) -> Map:
     """Products of principal channels and principal spatial patterns, those of largest variance."""
     mean = shared.mean(dim=0)
-    centred = (shared - mean).double()
-    by_channel = torch.linalg.eigh(torch.einsum("npc,npd->cd", centred, centred))
-    by_place = torch.linalg.eigh(torch.einsum("npc,nqc->pq", centred, centred))
+    centered = (shared - mean).double()
+    by_channel = torch.linalg.eigh(torch.einsum("npc,npd->cd", centered, centered))
+    by_place = torch.linalg.eigh(torch.einsum("npc,nqc->pq", centered, centered))
     weight = by_place[0].clamp_min(0)[:, None] * by_channel[0].clamp_min(0)[None]
     chosen = weight.flatten().topk(numbers).indices
     places, kinds = by_place[1].float(), by_channel[1].float()

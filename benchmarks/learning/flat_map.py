@@ -19,7 +19,7 @@ import zarr
 from benchmarks.kit import interleave, store_of, table
 from wsa.store.common import hashing, names
 from wsa.store.format.records import EmbeddingMeta, SegmentMeta
-from wsa.store.objects.flat_map import materialise
+from wsa.store.objects.flat_map import materialize
 from wsa.store.objects.snapshot import arrays_of, take_snapshot
 from wsa.store.objects.writer import commit_embedding
 
@@ -56,13 +56,13 @@ def main() -> None:
         def copy() -> float:
             cache = Path(tempfile.mkdtemp(dir=folder))
             started = time.perf_counter()
-            materialise(snapshot, GAME, models, cache)
+            materialize(snapshot, GAME, models, cache)
             spent = time.perf_counter() - started
             shutil.rmtree(cache)
             return frames / spent
 
         print(f"{GAME}, {frames:,} frames, {len(models)} models x {NUMBERS} float16:\n")
-        rates = interleave({"arrays read once with plain Zarr": once, "materialise": copy})
+        rates = interleave({"arrays read once with plain Zarr": once, "materialize": copy})
         table("frames/s", rates, "arrays read once with plain Zarr")
 
 

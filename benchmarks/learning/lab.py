@@ -7,10 +7,10 @@ one cell after the other. Then it trains on a few batches of the same data with 
 loop, as the authors do: every state and next state goes through each model once, in the engine that
 filled the store. That learner makes the same update in all other respects.
 
-A first, small data set takes the start-up, such as the choice of engines, so it counts once. The
+A first, small data set takes the startup, such as the choice of engines, so it counts once. The
 rest of the data is multiplied out to `--to-steps`, and training to `--to-updates`. The first table
 has what was measured and its factor, the second table the products. Both learners pay the same for
-start-up and final games; the games are cut after 50 steps, so that they take seconds.
+startup and final games; the games are cut after 50 steps, so that they take seconds.
 
 A second user, with a store and a cache of their own, pulls embeddings and rows but no frames, and
 repeats the first cell. The script stops if that makes a pass, or if any bit of the checkpoint
@@ -221,10 +221,10 @@ def main(o: Options) -> None:
     cells = len(runs) * o.seeds
     more_steps, more_updates = o.to_steps / o.steps, o.to_updates / o.updates
     loop_updates = len(runs) * o.loop_updates
-    once = Part(f"collect and encode {o.first_steps:,} steps, start-up included", first)
+    once = Part(f"collect and encode {o.first_steps:,} steps, startup included", first)
     collect = Part(f"collect {o.steps:,} steps", collected, more_steps)
     encode = Part(f"encode {o.steps:,} steps", encoded, more_steps)
-    begin = Part(f"start-up and final games of {cells} cells", rest)
+    begin = Part(f"startup and final games of {cells} cells", rest)
     train = Part(f"{cells * o.updates:,} updates of wsa", updating, more_updates)
     loop = Part(
         f"{loop_updates:,} updates with models in the loop",

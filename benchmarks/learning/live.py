@@ -6,7 +6,7 @@
 The first rows are a plain loop that has one part of a step more in each row: the
 emulator alone, + shrinking screens, + each network, + acting, + the update. Then comes the rate at
 which these parts would run if they overlapped perfectly on the cores that this process may use.
-Below are whole runs, each a separate command, without start-up: each runs twice, once for longer,
+Below are whole runs, each a separate command, without startup: each runs twice, once for longer,
 and the difference is shown.
 
 PPO from pixels is `--fusion nature`: CleanRL's network, hyperparameters, and loop (all environments
@@ -60,7 +60,7 @@ from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 CONFIG = PPOConfig()
-SHORT = 2 * CONFIG.rollout_size  # Steps of the subtracted run: start-up, and the first rollouts.
+SHORT = 2 * CONFIG.rollout_size  # Steps of the subtracted run: startup, and the first rollouts.
 WINDOW = 4  # Frames in the largest window of a model.
 
 
@@ -73,7 +73,7 @@ class Options:
     game: str = "Pong"
     """ALE game."""
     steps: int = 8192
-    """Steps of a run beyond start-up."""
+    """Steps of a run beyond startup."""
     episodes: int = 0
     """Games of wsa eval beyond the first four; 0 for none. A game of Pong has 900 to 1,700
     steps."""
@@ -193,7 +193,7 @@ def captured_update(
 
 
 def learning(o: Options, python: str, folder: Path, number: int, *flags: str) -> Cost:
-    """Measure a run of PPO without its start-up."""
+    """Measure a run of PPO without its startup."""
     how = ["learn", "--online", "--algo=ppo", f"--game={o.game}", *flags]
     spent = []
     for steps in (SHORT, SHORT + o.steps):

@@ -79,7 +79,7 @@ def gather(o: argparse.Namespace, games: list[str]) -> None:
         writer.writerows(rows)
     lines = []
     for game in games:
-        returns = behaviour(game)
+        returns = behavior(game)
         lines.append([game, f"the policy that played, eps {EPSILON:g}", "", *told(returns)])
         methods: dict[tuple[str, ...], list[float]] = {}
         for row in rows:
@@ -92,7 +92,7 @@ def gather(o: argparse.Namespace, games: list[str]) -> None:
         markdown(["game", "learner", "models", "mean return", "std", "episodes or seeds"], lines)
 
 
-def behaviour(game: str) -> list[float]:
+def behavior(game: str) -> list[float]:
     """Raw returns of the episodes that ended in the data."""
     metas = take_snapshot(open_store(os.environ["WSA_STORE"])).segments(game)
     return [returned for meta in metas for _, returned in meta.episodes]

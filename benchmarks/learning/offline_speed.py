@@ -36,7 +36,7 @@ from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import QNetwork
 from wsa.learn.offline.cql import CQL
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.objects.flat_map import FlatMap, materialise
+from wsa.store.objects.flat_map import FlatMap, materialize
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.writer import commit_embedding
@@ -87,7 +87,7 @@ def filled(folder: Path, backend) -> FlatMap:
                 meta.game, meta.segment, model, shape, "float16", meta.frames, 0, 1.0
             )
             commit_embedding(backend, about, array)
-    return materialise(take_snapshot(backend), "Seaquest", MODELS, folder / "cache")
+    return materialize(take_snapshot(backend), "Seaquest", MODELS, folder / "cache")
 
 
 def updates(flat: FlatMap) -> None:

@@ -48,7 +48,7 @@ def examples(game: str) -> Tensor:
 def panels(pairs: Tensor, files: dict[str, str]) -> list[Tensor]:
     """Pictures to place side by side, each (MOMENTS, 3, 84, 84)."""
     newest = pairs[:, 1]
-    pictures = [visualize.grey(newest)]
+    pictures = [visualize.gray(newest)]
     networks = {
         alias: load.build(catalog.PREFIX + alias, f"file:{file}").module
         for alias, file in files.items()

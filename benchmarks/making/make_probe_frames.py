@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.making.npz import same_npz
-from wsa.encode.registration.probe_frames import PATH
+from wsa.encode.registration.probe_frames import PALETTE_SIZES, PATH
 from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 
@@ -72,17 +72,17 @@ def pack(played: dict[str, NDArray[np.uint8]]) -> bytes:
     pixels: dict[int, list[NDArray[np.uint8]]] = {}
     for frames in played.values():
         red, green, blue = np.moveaxis(frames.astype(np.int32), -1, 0)
-        colours, indices = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
+        colors, indices = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
         # No game has more than 123; more than 256 would need another format.
-        assert len(colours) <= 256, f"eight frames show {len(colours)} colours"
-        palettes.append(np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1))
+        assert len(colors) <= 256, f"eight frames show {len(colors)} colors"
+        palettes.append(np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1))
         indices = indices.astype(np.uint8)
         # Frames of a game are similar, so differences compress better.
         indices[1:] ^= indices[:-1].copy()
         pixels.setdefault(frames.shape[1], []).append(indices)
     members["game"] = np.array(list(played))
     members["height"] = np.array([frames.shape[1] for frames in played.values()], np.int32)
-    members["colours"] = np.array([len(colours) for colours in palettes], np.int32)
+    members[PALETTE_SIZES] = np.array([len(colors) for colors in palettes], np.int32)
     members["palette"] = np.concatenate(palettes).astype(np.uint8)
     for height in sorted(pixels):
         members[f"pixels_{height}"] = np.stack(pixels[height])

@@ -16,7 +16,7 @@ which `benchmarks/peers/` translates to the names of the others.
   from pixels offline.
 
 Each contender is a separate process that runs twice, once for longer, and the difference is shown, so
-start-up does not count. `--threads` sets OMP_NUM_THREADS for all, and the threads of wsa's encoders.
+startup does not count. `--threads` sets OMP_NUM_THREADS for all, and the threads of wsa's encoders.
 Torch's own default is all cores, wsa's is one.
 
 `--minutes` instead trains the contenders of PPO one after the other for that long, from the start of
@@ -52,7 +52,7 @@ from wsa.learn.configs.algorithms import (
     OnlineDQNConfig,
     PPOConfig,
 )
-from wsa.learn.networks.nature import SIDE, GreyPixels
+from wsa.learn.networks.nature import SIDE, GrayPixels
 
 SCRIPTS = Path(__file__).parent
 SHORT = {"ppo": PPOConfig().rollout_size, "dqn": 512, "cql": 50}
@@ -76,11 +76,11 @@ class Options:
     methods: tuple[Literal["ppo", "dqn", "cql"], ...] = ("ppo", "dqn", "cql")
     """Methods to measure."""
     rollouts: int = 2
-    """Rollouts of PPO beyond start-up, each of 1,024 steps."""
+    """Rollouts of PPO beyond startup, each of 1,024 steps."""
     dqn_steps: int = 512
-    """Steps of DQN beyond start-up, with an update every fourth."""
+    """Steps of DQN beyond startup, with an update every fourth."""
     updates: int = 200
-    """Updates of CQL beyond start-up."""
+    """Updates of CQL beyond startup."""
     data: int = 2048
     """Stored steps, by a random policy, that CQL trains on."""
     threads: tuple[int, ...] = tuple(sorted({1, cores()}))
@@ -92,7 +92,7 @@ class Options:
 
     @property
     def amounts(self) -> dict[str, int]:
-        """Steps or updates of each method beyond start-up."""
+        """Steps or updates of each method beyond startup."""
         steps = self.rollouts * PPOConfig().rollout_size
         return {"ppo": steps, "dqn": self.dqn_steps, "cql": self.updates}
 
@@ -204,7 +204,7 @@ def export(o: Options, folder: Path) -> None:
     wsa("export", folder / "data.zarr", *about, "--frames")
     exported: Any = zarr.open_group(folder / "data.zarr", mode="r")
     rows = {name: exported[name][:] for name in ("frame_index", "action", "reward", "terminated")}
-    pixels = GreyPixels()(exported["frames"][:]).reshape(-1, 1, SIDE, SIDE)
+    pixels = GrayPixels()(exported["frames"][:]).reshape(-1, 1, SIDE, SIDE)
     steps = rows["action"] >= 0
     # Where the next row is no step, an episode or a segment ends.
     last = np.append(~steps[1:], True)
@@ -220,7 +220,7 @@ def export(o: Options, folder: Path) -> None:
 
 
 def measure(contender: Contender, amount: int, threads: int, folder: Path) -> Cost:
-    """Measure `amount` steps or updates of a contender without its start-up."""
+    """Measure `amount` steps or updates of a contender without its startup."""
     spent = []
     short, amount = SHORT[contender.method], contender.longer * amount
     for length in (short, short + amount):

@@ -21,7 +21,7 @@ DEFAULT = CQLConfig  # Of `wsa learn` without --algo.
 
 
 def page() -> str:
-    """The page, the same on every machine: 100 columns, no colour, no folder of this user."""
+    """The page, the same on every machine: 100 columns, no color, no folder of this user."""
     with mock.patch.dict(os.environ, COLUMNS="100", NO_COLOR="1", WSA_STORE="$WSA_STORE"):
         return _page()
 

@@ -94,15 +94,15 @@ def _resolve(o: EncodeOptions) -> tuple[Snapshot, Encoding]:
     weights = weights_files(o.embedding.weights)
     # A key names a model of the store with its output and precision; other names are parsed.
     keys = {name for name in o.models if names.is_model_key(name)}
-    licences = pairs("--license", o.embedding.license)
+    licenses = pairs("--license", o.embedding.license)
     asked = {
         name: parse_request(
-            name, weights, o.embedding.output, o.embedding.precision, o.embedding.geometry, licences
+            name, weights, o.embedding.output, o.embedding.precision, o.embedding.geometry, licenses
         )
         for name in o.models
         if name not in keys
     }
-    for name in licences.keys() - {request.alias for request in asked.values()}:
+    for name in licenses.keys() - {request.alias for request in asked.values()}:
         raise UsageError(f"--license {name}: none of --models has that name. Leave it out.")
     filed = {name: r.alias for name, r in asked.items() if r.recorded.startswith("file:")}
     for name in weights.keys() & screen.OUTPUTS.keys():
@@ -128,7 +128,7 @@ def _resolve(o: EncodeOptions) -> tuple[Snapshot, Encoding]:
         weights_from = "untrained" if request.source == "random" else f"from {request.source}"
         _log.info(
             f"{request.alias}: {request.timm_name}, output {request.output}, weights "
-            f"{weights_from}, license {request.licence}"
+            f"{weights_from}, license {request.license}"
         )
     return snapshot, Encoding(
         requests,

@@ -50,18 +50,17 @@ def models(o: ModelsOptions) -> int:
     stored = [describe(snapshot, key) for key in snapshot.models]
     known = [parse_request(alias, {}) for alias in known_aliases()]
     if o.json:
-        aliases = {r.alias: dataclasses.asdict(r) | {"licence": r.licence} for r in known}
+        aliases = {r.alias: dataclasses.asdict(r) | {"license": r.license} for r in known}
         return terminal.result(True, {"aliases": aliases, "stored": stored})
     terminal.table(
         "Aliases; any other model of timm is timm:NAME",
         ["alias", "timm", "license", "weights here"],
-        [[r.alias, r.timm_name, r.licence, local_weights(r)] for r in known],
+        [[r.alias, r.timm_name, r.license, local_weights(r)] for r in known],
     )
-    columns = ["key", "model", "output", "precision", "licence", "embeddings", "passes"]
+    columns = ["key", "model", "output", "precision", "license", "embeddings", "passes"]
     if stored:
         rows = [[row[column] for column in columns] for row in stored]
-        heads = ["license" if column == "licence" else column for column in columns]
-        terminal.table("\nIn the store", heads, rows)
+        terminal.table("\nIn the store", columns, rows)
     else:
         print("\nThe store has no models yet; 'wsa encode' would bring the first.")
     return 0

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from wsa.encode.inference import engines
 from wsa.encode.inference.engines import Engine, arithmetic, one_thread
 from wsa.encode.inference.levels import ScreenReduction
-from wsa.encode.inference.preprocess import normalise, preprocess, shrink
+from wsa.encode.inference.preprocess import normalize, preprocess, shrink
 from wsa.encode.inference.reduction import ROWS, Reduction
 from wsa.encode.inference.segment_inputs import SegmentFrames
 from wsa.encode.inference.trunk import Trunk
@@ -190,7 +190,7 @@ class Encoder:
         """Return whether to cache the resized screens of H x W: only small gray ones, on a CPU."""
         how = self.preprocessing
         small = how.height * how.width <= math.prod(screen)
-        return self.device.type == "cpu" and how.channels == "grey" and small
+        return self.device.type == "cpu" and how.gray and small
 
     def shrink(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize screens to the model's input, on the CPU.
@@ -242,7 +242,7 @@ class Encoder:
         """Embed levels (B, channels, h, w) or (B, w, channels, h, w) as (B, *shape)."""
         if isinstance(self.basis, ScreenReduction) and self._reads_screens:
             return self.basis.of_screens(levels[:, 0].numpy())
-        return self.reduce(self.engine(normalise(levels, self.preprocessing)))
+        return self.reduce(self.engine(normalize(levels, self.preprocessing)))
 
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
         """Return features (n, *shape) float32, before any reduction; a basis is fitted on them."""

@@ -108,7 +108,7 @@ def fit_levels(screens: NDArray[np.uint8]) -> Levels:
     return Levels(background, levels.astype(np.uint8))
 
 
-def grey_screens(features: Tensor) -> NDArray[np.uint8]:
+def gray_screens(features: Tensor) -> NDArray[np.uint8]:
     """Convert the features of the network `screen` back to gray screens (B, H, W) uint8.
 
     Args:
@@ -141,7 +141,7 @@ class ScreenReduction:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Reduce features (B, H, W, 1) of the network `screen` to (B, K) float32."""
-        return self.of_screens(grey_screens(features))
+        return self.of_screens(gray_screens(features))
 
     def to(self, device: torch.device) -> Self:
         """Return the same map with its result on a device."""
@@ -171,7 +171,7 @@ def soft_bins(length: int, width: int) -> NDArray[np.float32]:
         whole numbers, so their sums are exact in any order. Each row sums to 2 width: a thing that
         moves by one pixel moves weight from one bin to its neighbor.
     """
-    centres = 2 * width * np.arange(length // width) + width - 1
-    pixels = np.clip(2 * np.arange(length), centres[0], centres[-1])
-    bins: NDArray[np.int64] = np.maximum(2 * width - np.abs(pixels[:, None] - centres), 0)
+    centers = 2 * width * np.arange(length // width) + width - 1
+    pixels = np.clip(2 * np.arange(length), centers[0], centers[-1])
+    bins: NDArray[np.int64] = np.maximum(2 * width - np.abs(pixels[:, None] - centers), 0)
     return bins.astype(np.float32)

@@ -18,7 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode.inference.levels import Levels, ScreenReduction, fit_levels, grey_screens
+from wsa.encode.inference.levels import Levels, ScreenReduction, fit_levels, gray_screens
 from wsa.encode.inference.palette import COLUMN_BIN, ROW_BIN
 from wsa.store.common.errors import UsageError
 
@@ -46,18 +46,18 @@ class Objects(ScreenReduction):
         For each class, a code has its count, then its row bins, then its column bins.
         """
         kept, possible = len(self.classes), len(self._places)
-        label, centres = components(screens, self.levels)
+        label, centers = components(screens, self.levels)
         screen, possible_class = np.divmod(label, possible)
         place = self._places[possible_class]
         known = place < kept
-        label, centres = (screen * kept + place)[known], centres[known]
+        label, centers = (screen * kept + place)[known], centers[known]
         count = len(screens) * kept
         parts = [np.bincount(label, minlength=count)[:, None]]
         for axis, width in enumerate((ROW_BIN, COLUMN_BIN)):
             bins = screens.shape[1 + axis] // width
             # Split each thing between the two nearest bins. Shares are whole steps, so sums are
             # exact in whatever order things are found.
-            at = np.clip((centres[:, axis] - (width - 1) / 2) / width, 0, bins - 1)
+            at = np.clip((centers[:, axis] - (width - 1) / 2) / width, 0, bins - 1)
             before = np.minimum(at.astype(np.intp), bins - 2)
             share = np.rint((at - before) * STEPS) / STEPS
             first = label * bins + before
@@ -100,18 +100,18 @@ def components(
     place[lines] = at
     sheet = np.zeros((at[-1] + 1 if len(at) else 1, width), np.uint8)
     sheet[place[line], column] = 1
-    _, _, boxes, centres = cv2.connectedComponentsWithStats(sheet, connectivity=8)
+    _, _, boxes, centers = cv2.connectedComponentsWithStats(sheet, connectivity=8)
     # The first component is the background.
-    boxes, centres = np.asarray(boxes[1:], np.intp), np.asarray(centres[1:], np.float64)
+    boxes, centers = np.asarray(boxes[1:], np.intp), np.asarray(centers[1:], np.float64)
     area, top = boxes[:, cv2.CC_STAT_AREA], boxes[:, cv2.CC_STAT_TOP]
     begins = np.empty(len(sheet), np.intp)
     begins[at] = lines
     layer, first = np.divmod(begins[top], height + 1)
     # Compute the row from the sum of a thing's rows, a whole number. Subtracting the position on
     # the sheet from the center would round differently for each position.
-    rows = (np.rint(centres[:, 1] * area) - (top - first) * area) / area
+    rows = (np.rint(centers[:, 1] * area) - (top - first) * area) / area
     size = np.searchsorted(SIZES, area, side="right")
-    return layer * (len(SIZES) + 1) + size, np.stack([rows, centres[:, 0]], 1)
+    return layer * (len(SIZES) + 1) + size, np.stack([rows, centers[:, 0]], 1)
 
 
 def make(levels: Levels, classes: NDArray[np.uint8], most: int) -> Objects:
@@ -148,7 +148,7 @@ def fit(features: Tensor, most: int) -> Objects:
     Raises:
         UsageError: If `most` is out of range, or nothing in the screens changes.
     """
-    screens = grey_screens(features)
+    screens = gray_screens(features)
     levels = fit_levels(screens)
     return make(levels, fit_classes(screens, levels), most)
 

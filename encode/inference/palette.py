@@ -18,7 +18,7 @@ from wsa.encode.inference.levels import (
     Levels,
     ScreenReduction,
     fit_levels,
-    grey_screens,
+    gray_screens,
     soft_bins,
 )
 from wsa.store.common.errors import UsageError
@@ -71,7 +71,7 @@ def fit(features: Tensor, most: int) -> Palette:
     Raises:
         UsageError: If `most` is out of range, or nothing in the screens changes.
     """
-    return make(fit_levels(grey_screens(features)), most)
+    return make(fit_levels(gray_screens(features)), most)
 
 
 def save(fitted: Palette) -> bytes:

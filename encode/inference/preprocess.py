@@ -41,8 +41,8 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
         (B, w x channels, height, width), the channels of the oldest frame first.
     """
     if frames.ndim == 5:
-        return normalise(shrink(frames.flatten(0, 1), how).unflatten(0, frames.shape[:2]), how)
-    return normalise(shrink(frames, how), how)
+        return normalize(shrink(frames.flatten(0, 1), how).unflatten(0, frames.shape[:2]), how)
+    return normalize(shrink(frames, how), how)
 
 
 def shrink(frames: Tensor, how: Preprocessing) -> Tensor:
@@ -57,19 +57,19 @@ def shrink(frames: Tensor, how: Preprocessing) -> Tensor:
     if frames.ndim == 3:
         return _fit(frames.unsqueeze(1), how)
     pixels = frames.permute(0, 3, 1, 2)
-    if how.channels == "grey":
-        pixels = _grey_on_cpu(frames) if frames.device.type == "cpu" else grey(pixels)
+    if how.gray:
+        pixels = _gray_on_cpu(frames) if frames.device.type == "cpu" else gray(pixels)
     return _fit(pixels, how)
 
 
-def normalise(levels: Tensor, how: Preprocessing) -> Tensor:
+def normalize(levels: Tensor, how: Preprocessing) -> Tensor:
     """Normalize the levels of `shrink` into the pixels that `preprocess` returns.
 
     Args:
         levels: Levels (B, c, h, w) uint8, or (B, w, c, h, w) for windows.
     """
     if levels.ndim == 5:
-        single = normalise(levels.flatten(0, 1), how)
+        single = normalize(levels.flatten(0, 1), how)
         folded = single.reshape(len(levels), -1, how.height, how.width)
         return folded.contiguous(memory_format=torch.channels_last)
     scale, shift = _scale_and_shift(how, levels.device)
@@ -88,7 +88,7 @@ def _scale_and_shift(how: Preprocessing, device: torch.device) -> tuple[Tensor, 
     return (1 / (255 * std)).repeat(how.width), (mean / std).repeat(how.width)
 
 
-def grey(pixels: Tensor) -> Tensor:
+def gray(pixels: Tensor) -> Tensor:
     """Convert RGB (B, 3, H, W) uint8 to luma (B, 1, H, W) uint8, exactly as OpenCV does."""
     red, green, blue = (channel.to(torch.float32) for channel in pixels.unbind(1))
     # Whole numbers below 2^24 are exact in float32, which is faster than integers.
@@ -96,8 +96,8 @@ def grey(pixels: Tensor) -> Tensor:
     return luma.add_(1 << LUMA_BITS - 1).mul_(2.0**-LUMA_BITS).to(torch.uint8).unsqueeze(1)
 
 
-def _grey_on_cpu(frames: Tensor) -> Tensor:
-    """Do the same as `grey` on the CPU in an eighth of its time: (B, H, W, 3) to (B, 1, H, W)."""
+def _gray_on_cpu(frames: Tensor) -> Tensor:
+    """Do the same as `gray` on the CPU in an eighth of its time: (B, H, W, 3) to (B, 1, H, W)."""
     luma = np.empty((len(frames), 1, *frames.shape[1:3]), np.uint8)
     for frame, own in zip(frames.numpy(), luma, strict=True):
         cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY, dst=own[0])
@@ -182,11 +182,11 @@ def _weights(of: int, want: int, interpolation: str) -> Tensor:
     scale = of / want
     stretch = max(scale, 1.0)
     reach = {"bilinear": 1.0, "bicubic": 2.0}[interpolation] * stretch
-    centres = scale * (np.arange(want)[:, None] + 0.5)
+    centers = scale * (np.arange(want)[:, None] + 0.5)
     pixel = np.arange(of)
-    first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
-    inside = (pixel >= first) & (pixel < (centres + reach + 0.5).astype(np.int64))
-    away = np.abs((pixel - centres + 0.5) / stretch)
+    first = np.maximum((centers - reach + 0.5).astype(np.int64), 0)
+    inside = (pixel >= first) & (pixel < (centers + reach + 0.5).astype(np.int64))
+    away = np.abs((pixel - centers + 0.5) / stretch)
     shares = np.where(inside, _KERNELS[interpolation](away), 0.0)
     shares /= shares.sum(axis=1, keepdims=True)
     whole = np.trunc(shares * 4.0**HALF_BITS + np.copysign(0.5, shares)).astype(np.int64)

@@ -209,20 +209,20 @@ def load(data: bytes) -> Basis:
     return Basis(*(tensors[field.name].to(torch.float32) for field in dataclasses.fields(Basis)))
 
 
-def _leading(centred: Tensor, numbers: int) -> Tensor:
+def _leading(centered: Tensor, numbers: int) -> Tensor:
     """Return the leading principal directions (D, numbers) of centered rows (n, D).
 
     The sign of each is chosen so that its largest entry is positive, which makes a fit repeatable.
     """
-    rows, width = centred.shape
+    rows, width = centered.shape
     if width <= rows:
         square = torch.zeros(width, width, dtype=torch.float64)
-        for part in centred.split(CHUNK):  # All rows at once would take gigabytes as doubles.
+        for part in centered.split(CHUNK):  # All rows at once would take gigabytes as doubles.
             square += part.double().T @ part.double()
         _, vectors = torch.linalg.eigh(square)
         directions = vectors[:, -numbers:].flip(1)
     else:
-        wide = centred.double()
+        wide = centered.double()
         values, vectors = torch.linalg.eigh(wide @ wide.T)
         scale = values[-numbers:].flip(0).clamp_min(1e-12).sqrt()
         directions = wide.T @ vectors[:, -numbers:].flip(1) / scale

@@ -82,12 +82,12 @@ class SegmentFrames:
         """
         alike = how.alike
         if alike not in self.small:
-            shape = (len(self.pictures), 1 if how.channels == "grey" else 3, how.height, how.width)
+            shape = (len(self.pictures), 1 if how.gray else 3, how.height, how.width)
             self.small[alike] = _Small(np.empty(shape, np.uint8), np.zeros(shape[0], np.bool_))
         small = self.small[alike]
         indices = self._indices(window, chosen)
         missing = np.unique(indices[~small.made[indices]])
-        read = self._grey() if how.channels == "grey" else lambda batch: self.frames[batch]
+        read = self._gray() if how.gray else lambda batch: self.frames[batch]
         for some in _parts(missing):
             small.levels[some] = shrink(read(some))
         small.made[missing] = True
@@ -100,7 +100,7 @@ class SegmentFrames:
             return chosen
         return self.frame[window_rows(chosen, self.starts[chosen], window)]
 
-    def _grey(self) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
+    def _gray(self) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
         """Return a function from frame indices to gray screens, or to RGB without a palette.
 
         The palette's 256 colors are converted to gray once. Frames are then looked up in it and

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from wsa.store.common import user_code
 from wsa.store.common.errors import ConflictError, WsaError
-from wsa.store.objects.model_spec import Geometry, Preprocessing
+from wsa.store.objects.model_spec import GRAY, Geometry, Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ class Input:
 
     Attributes:
         height, width: Size in pixels.
-        channels: `rgb`, or `grey` (or `gray`) for one channel of luma (ITU-R BT.601, like OpenCV's).
+        channels: `rgb`, or `gray` for one channel of luma (ITU-R BT.601, like OpenCV's).
         mean, std: Normalization per channel, for pixels from 0 to 1; if empty, pixels stay in that
             range. For pixels from 0 to 255, use a std of 1/255.
         interpolation: `bilinear` or `bicubic`, with antialiasing, or `area` like OpenCV's INTER_AREA.
@@ -39,7 +39,7 @@ class Input:
 
     height: int
     width: int
-    channels: Literal["rgb", "grey", "gray"] = "rgb"
+    channels: Literal["rgb", "gray", "grey"] = "rgb"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     interpolation: Literal["bilinear", "bicubic", "area"] = "bilinear"
@@ -52,8 +52,8 @@ class Input:
         Raises:
             ValueError: If a value is out of range or unknown.
         """
-        if self.channels not in ("rgb", "grey", "gray"):
-            raise ValueError(f"channels {self.channels!r} is unknown: use rgb or grey")
+        if self.channels not in ("rgb", "gray", GRAY):  # Earlier modules say "grey".
+            raise ValueError(f"channels {self.channels!r} is unknown: use rgb or gray")
         depth = 3 if self.channels == "rgb" else 1
         mean, std = self.mean or (0.0,) * depth, self.std or (1.0,) * depth
         if not (len(mean) == len(std) == depth):
@@ -74,7 +74,7 @@ class Input:
             mean=tuple(map(float, mean)),
             std=tuple(map(float, std)),
             crop=float(self.crop),
-            channels="rgb" if depth == 3 else "grey",
+            channels="rgb" if depth == 3 else GRAY,
         )
 
 
@@ -89,14 +89,14 @@ class UserModel:
         input: The input that the network expects.
         window: Number of consecutive frames per input.
         prefix_tokens: Number of tokens before the patches; the first of them is the class token.
-        licence: License of the weights.
+        license: License of the weights.
     """
 
     module: nn.Module
     input: Input
     window: int = 1
     prefix_tokens: int = 0
-    licence: str = "not stated"
+    license: str = "not stated"
 
 
 class MakesModel(Protocol):

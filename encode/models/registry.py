@@ -42,7 +42,7 @@ class Published:
     """A timm model under an alias, and the license of its weights as timm states it."""
 
     timm_name: str
-    licence: str
+    license: str
 
     @property
     def page(self) -> str:
@@ -94,7 +94,7 @@ class Request:
         output: Output, as `wsa.store.objects.model_spec.parse_output` parses it.
         precision: Arithmetic of the forward pass.
         geometry: How a screen becomes the input; a user's model declares its own.
-        stated_licence: License of the weights, as stated by the user who gives them.
+        stated_license: License of the weights, as stated by the user who gives them.
     """
 
     alias: str
@@ -103,7 +103,7 @@ class Request:
     output: str = DEFAULT_OUTPUT
     precision: Precision = "fp32"
     geometry: Geometry = "squash"
-    stated_licence: str = ""
+    stated_license: str = ""
 
     @property
     def architecture(self) -> str:
@@ -128,20 +128,20 @@ class Request:
         return "torch" if self.source == screen.SOURCE else asked
 
     @property
-    def licence(self) -> str:
+    def license(self) -> str:
         """License of the weights, as stated by the user or by timm."""
-        if self.stated_licence:
-            return self.stated_licence
+        if self.stated_license:
+            return self.stated_license
         if self.timm_name == screen.NAME:
-            return screen.LICENCE
+            return screen.LICENSE
         if catalog.is_paper_model(self.timm_name):
-            return catalog.licence(self.source)
+            return catalog.license(self.source)
         if self.source == "random":
             return "none: random weights"
         if self.recorded == "user":
             return "as its maker declares"
         if published := _published(self):
-            stated = published.licence
+            stated = published.license
         else:
             import timm
 
@@ -163,7 +163,7 @@ def parse_request(
     output: str = "",
     precision: Precision = "fp32",
     geometry: Geometry = "squash",
-    licences: Mapping[str, str] | None = None,
+    licenses: Mapping[str, str] | None = None,
 ) -> Request:
     """Parse one model as typed: `vit`, `timm:resnet18.a1_in1k`, `vit:random`, `lab.nets:make`.
 
@@ -195,7 +195,7 @@ def parse_request(
         name = model.removesuffix(":random")
         whole = catalog.NETWORKS[name][1] if name in catalog.NETWORKS else DEFAULT_OUTPUT
         request = Request(alias, timm_name, source, output or whole, precision, geometry)
-    stated = (licences or {}).get(own_name or request.alias, "")
+    stated = (licenses or {}).get(own_name or request.alias, "")
     if not request.recorded.startswith(("file:", "user")):
         if named:
             raise UsageError(
@@ -208,7 +208,7 @@ def parse_request(
                 "publisher's license. Leave it out."
             )
     alias = names.alias(own_name) if named else request.alias
-    return dataclasses.replace(request, alias=alias, stated_licence=stated)
+    return dataclasses.replace(request, alias=alias, stated_license=stated)
 
 
 def typed_modules(models: Sequence[str]) -> dict[str, str]:

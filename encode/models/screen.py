@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 NAME = "wsa:screen"
 SOURCE = "fitted"
-LICENCE = "none: no weights"
+LICENSE = "none: no weights"
 
 # Output by alias: at most 5 gray levels; at most 9 classes of things.
 OUTPUTS = {"palette": "map+palette:5", "objects": "map+objects:9"}
 
-SEES = Input(210, 160, "grey", std=(1 / 255,), interpolation="area")
+SEES = Input(210, 160, "gray", std=(1 / 255,), interpolation="area")
 
 
 def build() -> UserNetwork:
@@ -30,4 +30,4 @@ def build() -> UserNetwork:
 
     from wsa.encode.models.user_network import UserNetwork
 
-    return UserNetwork(UserModel(nn.Identity(), SEES, licence=LICENCE)).eval()
+    return UserNetwork(UserModel(nn.Identity(), SEES, license=LICENSE)).eval()

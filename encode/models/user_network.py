@@ -17,7 +17,7 @@ class UserNetwork(nn.Module):
     """A user's module behind the interface of a timm model, which the rest of wsa expects.
 
     Attributes:
-        preprocessing, window, licence: The values that the user declared.
+        preprocessing, window, license: The values that the user declared.
         num_prefix_tokens, cls_token: The attributes of the same name of a timm model.
     """
 
@@ -26,7 +26,7 @@ class UserNetwork(nn.Module):
         self.module = declared.module
         self.preprocessing: Preprocessing = declared.input.preprocessing()
         self.window: int = declared.window
-        self.licence = declared.licence
+        self.license = declared.license
         self.num_prefix_tokens = declared.prefix_tokens
         self.cls_token = True if declared.prefix_tokens else None
 

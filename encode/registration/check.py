@@ -25,7 +25,7 @@ from wsa.encode.models import networks
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import fit_reduction, probe_frames
 from wsa.encode.registration.engine_choice import Engines
-from wsa.encode.registration.identity import identify, licence_of
+from wsa.encode.registration.identity import identify, license_of
 from wsa.store.common import hashing, user_code
 from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects import probe
@@ -62,8 +62,8 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
     module = networks.build(request)
     before = _tensors_digest(module)
     numbers = sum(tensor.numel() for tensor in module.state_dict().values())
-    licence = licence_of(module, request)
-    yield CheckResult("weights", True, f"{numbers:,} numbers, {_short(before)}, licence: {licence}")
+    license = license_of(module, request)
+    yield CheckResult("weights", True, f"{numbers:,} numbers, {_short(before)}, license: {license}")
     yield _frozen(module)
     output, basis = parse_output(request.output), None
     if output.of_one_game:  # It does nothing without its reduction, so take that of one game.
@@ -90,8 +90,8 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
         return  # The comparisons below would all report an infinite difference.
     yield _sees(embeddings)
     yield _equal("the same again", encoder(frames), embeddings)
-    backwards = np.concatenate([encoder(frames[5:6]), encoder(frames[:5][::-1])])
-    yield _equal("alone and in another order", backwards, embeddings[[5, 4, 3, 2, 1, 0]])
+    backward = np.concatenate([encoder(frames[5:6]), encoder(frames[:5][::-1])])
+    yield _equal("alone and in another order", backward, embeddings[[5, 4, 3, 2, 1, 0]])
     yield _batch(module, encoder, request, frames)
     yield _threads(encoder, frames)
     yield _screens(encoder, window, embeddings.shape[1:])

@@ -147,9 +147,9 @@ def identify(module: nn.Module, request: Request) -> Identity:
     )
 
 
-def licence_of(module: nn.Module, request: Request) -> str:
+def license_of(module: nn.Module, request: Request) -> str:
     """Return the license of a built model's weights."""
-    return module.licence if isinstance(module, UserNetwork) else request.licence
+    return module.license if isinstance(module, UserNetwork) else request.license
 
 
 def _window(module: nn.Module, request: Request) -> int:

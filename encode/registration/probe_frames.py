@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from wsa.store.common import hashing
 
 PATH = Path(__file__).with_name("probe_frames.npz")
+PALETTE_SIZES = "colours"  # Number of colors of each game, as the shipped file names it.
 
 PROBE_GAMES = (
     "Seaquest",
@@ -49,7 +50,7 @@ def load_frames() -> list[GameFrames]:
     """Load the probe frames, sorted by game."""
     with np.load(PATH, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    palettes = np.split(arrays["palette"], np.cumsum(arrays["colours"])[:-1])
+    palettes = np.split(arrays["palette"], np.cumsum(arrays[PALETTE_SIZES])[:-1])
     pixels = {height: iter(arrays[f"pixels_{height}"]) for height in np.unique(arrays["height"])}
     games = []
     for game, height, palette in zip(arrays["game"], arrays["height"], palettes, strict=True):

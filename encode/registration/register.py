@@ -35,7 +35,7 @@ from wsa.encode.registration.engine_choice import EngineChoice, Engines
 from wsa.encode.registration.identity import (
     find_by_identity,
     identify,
-    licence_of,
+    license_of,
     request_of,
     weights_digest,
 )
@@ -147,7 +147,7 @@ def register(
         identity=identity,
         shape=probed.shape[1:],
         source=request.recorded,
-        licence=request.stated_licence or licence_of(module, request),
+        license=request.stated_license or license_of(module, request),
         step_error=0.0 if identity.precision == "fp32" else choice.errors[engine_choice.PROBE],
         libraries={
             "torch": str(torch.__version__),

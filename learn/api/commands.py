@@ -70,7 +70,7 @@ def evaluate(run: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
             (`docs/reference/commands.md`).
 
     Returns:
-        What `wsa eval --json` prints: `return_mean` with its interval, `human_normalised`,
+        What `wsa eval --json` prints: `return_mean` with its interval, `human_normalized`,
         `random_return_mean`, the numbers of forward passes made and saved, ...
 
     Raises:

@@ -13,7 +13,7 @@ from wsa.encode.inference.reduction import Projection
 from wsa.encode.models import networks, registry, screen
 from wsa.encode.models.paper import catalog
 from wsa.encode.registration import fit_reduction
-from wsa.encode.registration.identity import identify, licence_of
+from wsa.encode.registration.identity import identify, license_of
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.model_spec import parse_output
 
@@ -77,7 +77,7 @@ def encoder(
         inner.basis = Projection(parsed.numbers).to(inner.device)
     elif parsed.reduction:
         inner.basis = fit_reduction.fit(inner, None, parsed, identity.window).to(inner.device)
-    return ImageEncoder(inner, identity.window, licence_of(module, request))
+    return ImageEncoder(inner, identity.window, license_of(module, request))
 
 
 class ImageEncoder:
@@ -86,11 +86,11 @@ class ImageEncoder:
     Attributes:
         encoder: The encoder that `wsa encode` runs.
         window: Number of consecutive frames that the model sees; 1 for nearly all models.
-        licence: License of the weights.
+        license: License of the weights.
     """
 
-    def __init__(self, encoder: Encoder, window: int, licence: str) -> None:
-        self.encoder, self.window, self.licence = encoder, window, licence
+    def __init__(self, encoder: Encoder, window: int, license: str) -> None:
+        self.encoder, self.window, self.license = encoder, window, license
 
     def __call__(self, images: Image | Sequence[Image]) -> NDArray[np.float32]:
         """Embed one image, or several.

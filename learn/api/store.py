@@ -14,7 +14,7 @@ from wsa.store.common import names
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.configs import default_store
 from wsa.store.format.records import SegmentMeta
-from wsa.store.objects.flat_map import materialise
+from wsa.store.objects.flat_map import materialize
 from wsa.store.objects.model_spec import describe, read_spec
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
@@ -103,7 +103,7 @@ class Store:
 
         requested = [models] if isinstance(models, str) else models
         keys = choose_models(self.snapshot, game, requested)
-        return GameData(game, materialise(self.snapshot, game, keys))
+        return GameData(game, materialize(self.snapshot, game, keys))
 
     def embeddings(self, game: str, model: str) -> NDArray[Any]:
         """One model's embeddings of a game, as a memory map; see `GameData.embeddings`."""

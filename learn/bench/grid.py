@@ -42,7 +42,7 @@ from wsa.learn.configs.network import NetworkConfig, PixelNetworkConfig, unclipp
 from wsa.learn.envs import atari
 from wsa.learn.fusion.base import Fusion
 from wsa.learn.fusion.build import fusion_class
-from wsa.learn.runs.config import MEAN_CONTEXT, rename_length
+from wsa.learn.runs.config import MEAN_CONTEXT, rename_options, rename_results
 from wsa.learn.runs.data import encoded_part
 from wsa.learn.runs.setup.models import StoredModels
 from wsa.learn.training import checkpoint
@@ -140,7 +140,7 @@ def read_result(folder: Path) -> Result | None:
     if not path.exists():
         return None
     result = records.read_json(path.read_bytes(), Result, str(path))
-    return msgspec.structs.replace(result, summary=rename_length(result.summary))
+    return msgspec.structs.replace(result, summary=rename_results(result.summary))
 
 
 def print_grid(
@@ -232,7 +232,7 @@ def shared_settings(o: BenchOptions, snapshot: Snapshot) -> Settings:
     saved: dict[str, Any] = {}  # Includes options that the runs of this call do not use.
     if path.exists():
         before = records.read_json(path.read_bytes(), Settings, str(path))
-        segments, saved = before.segments, before.options
+        segments, saved = before.segments, rename_options(before.options)
         defaults = flat_options(_defaults(o))
         started_with = saved
         if "normalize" in saved:  # Benches from before clipping do not name it.

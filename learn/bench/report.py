@@ -26,7 +26,7 @@ from wsa.learn.evaluation.scores import (
     RANDOM_HUMAN,
     Interval,
     Scores,
-    human_normalised,
+    human_normalized,
     stratified_interval,
 )
 from wsa.learn.report import figures
@@ -54,7 +54,7 @@ ALL = "all games"
 
 RUN_COLUMNS = (
     "parameters", "trained", "episodes", "return_mean", "return_std", "return_low", "return_high",
-    "human_normalised", "random_return_mean", "random_human_normalised", "hit_rate",
+    "human_normalized", "random_return_mean", "random_human_normalized", "hit_rate",
     "backbone_passes",
 )  # fmt: skip
 
@@ -86,7 +86,7 @@ class Line:
     games: int
     mean: float | None
     std: float | None
-    normalised: float | None
+    normalized: float | None
     interval: Interval | None = None
     parameters: int | None = None
 
@@ -153,7 +153,7 @@ def tabulate(results: Sequence[Result]) -> Iterator[Line]:
             returns = np.array(list(by_seed.values()))
             mean = float(returns.mean())
             std = float(returns.std(ddof=1)) if len(returns) > 1 else None
-            score = human_normalised(game, mean)
+            score = human_normalized(game, mean)
             counted = _parameters(r for r in of_method if r.game == game)
             yield Line(method, game, len(returns), 1, mean, std, score, parameters=counted)
         yield dataclasses.replace(_over_games(method, raw), parameters=_parameters(of_method))
@@ -167,7 +167,7 @@ def _parameters(results: Iterable[Result]) -> int | None:
 
 def _over_games(method: Method, raw: Mapping[str, Mapping[int, float]]) -> Line:
     """Interquartile mean over games with a known human score, and seeds that have all of them."""
-    scores = normalised(raw)
+    scores = normalized(raw)
     seeds, games = scores.shape
     if not seeds:
         return Line(method, ALL, 0, games, None, None, None)
@@ -175,10 +175,10 @@ def _over_games(method: Method, raw: Mapping[str, Mapping[int, float]]) -> Line:
     return Line(method, ALL, seeds, games, None, None, interval.value, interval)
 
 
-def normalised(raw: Mapping[str, Mapping[int, float]]) -> Scores:
+def normalized(raw: Mapping[str, Mapping[int, float]]) -> Scores:
     """Human-normalized scores (seeds, games) of the games with a human score; see `complete`."""
     scores = {
-        game: {seed: human_normalised(game, mean) for seed, mean in by_seed.items()}
+        game: {seed: human_normalized(game, mean) for seed, mean in by_seed.items()}
         for game, by_seed in raw.items()
         if game in RANDOM_HUMAN
     }
@@ -194,7 +194,7 @@ def complete(raw: Mapping[str, Mapping[int, Any]], games: Sequence[str]) -> Scor
 
 TABLE_COLUMNS = (
     "fusion", "models", "parameters", "game", "games", "seeds", "return_mean", "return_std",
-    "human_normalised", "low", "high",
+    "human_normalized", "low", "high",
 )  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def _row(line: Line) -> tuple[Any, ...]:
     models = "+".join(line.method.models)
     return (
         line.method.fusion, models, line.parameters, line.game, line.games, line.seeds, line.mean,
-        line.std, line.normalised, low, high,
+        line.std, line.normalized, low, high,
     )  # fmt: skip
 
 
@@ -219,18 +219,18 @@ def _section(
     games = list(dict.fromkeys(r.game for r in results))
     methods = list(dict.fromkeys(line.method for line in lines))
     by_method = {(line.method, line.game): line for line in lines}
-    raw, normalised, bars = [], [], []
+    raw, normalized, bars = [], [], []
     for method in methods:
         cells = [by_method.get((method, game)) for game in games]
         overall = by_method[method, ALL]
         raw.append([str(method), *(_raw(line) for line in cells)])
         scores = [
-            "" if line is None or line.normalised is None else f"{line.normalised:.3f}"
+            "" if line is None or line.normalized is None else f"{line.normalized:.3f}"
             for line in cells
         ]
         counted = f"{overall.games} x {overall.seeds}"
         size = "" if overall.parameters is None else f"{overall.parameters:,}"
-        normalised.append([str(method), *scores, str(overall.interval or ""), counted, size])
+        normalized.append([str(method), *scores, str(overall.interval or ""), counted, size])
         if overall.interval:
             bars.append(figures.Bar(str(method), *overall.interval))
     chance = {r.game: r.summary["random_return_mean"] for r in results}
@@ -266,7 +266,7 @@ def _section(
         table(
             "Human-normalized",
             ["method", *games, "IQM", "games x seeds", "parameters"],
-            normalised,
+            normalized,
             "0 is the score of a random policy, 1 that of a human tester (Mnih et al., 2015; Wang et "
             "al., 2016). IQM: interquartile mean over games x seeds, with 95% stratified bootstrap "
             "interval; a single seed has none. Parameters: number of trainable parameters of the "

@@ -26,7 +26,7 @@ from wsa.learn.runs.setup.models import by_default
 from wsa.learn.runs.train import launch
 from wsa.store.common import terminal
 from wsa.store.common.ranges import check_ranges
-from wsa.store.maintenance.summary import summarise, total_bytes
+from wsa.store.maintenance.summary import summarize, total_bytes
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
@@ -94,7 +94,7 @@ def _summary(
     trained: Trained,
     evaluation: Evaluation,
 ) -> None:
-    game = summarise(snapshot, o.game)
+    game = summarize(snapshot, o.game)
     objects = [e for e in snapshot.embeddings(o.game) if e.model in config.inputs]
     count = len(config.inputs)
     per_update = 2 * config.hyperparameters.batch_size

@@ -8,7 +8,7 @@ from wsa.learn.configs.study import (
     AttendOptions,
     CombineOptions,
     DuringOptions,
-    GeneraliseOptions,
+    GeneralizeOptions,
     ScaleOptions,
 )
 from wsa.store.common.errors import UsageError
@@ -29,10 +29,10 @@ def study(o: Any) -> int:
             from wsa.learn.study.scaling.scale import scale
 
             return scale(o)
-        case GeneraliseOptions():
-            from wsa.learn.study.generalising.generalise import generalise
+        case GeneralizeOptions():
+            from wsa.learn.study.generalizing.generalize import generalize
 
-            return generalise(o)
+            return generalize(o)
         case AttendOptions():
             from wsa.learn.study.attend import attend
 

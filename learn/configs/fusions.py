@@ -51,7 +51,7 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Channels of the convolutions in cnn and mix."""
     score_activation: Literal["none", "relu"] = "none"
     """Activation of the scores; with relu, as in the authors' code, no model can be turned off."""
-    normaliser: Literal["softmax", "relu-sum", "sigmoid"] = "softmax"
+    normalizer: Literal["softmax", "relu-sum", "sigmoid"] = "softmax"
     """How scores become weights: softmax; relu-sum, each ReLU over their sum, as in the published code; or sigmoid."""
     layer_norm: bool = True
     """Whether adapters normalize before their ReLU."""
@@ -76,7 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The thesis: SB3, four stacked frames.
     "thesis": {
         "score_activation": "relu",
-        "normaliser": "softmax",
+        "normalizer": "softmax",
         "layer_norm": False,
         "scorer_hidden": False,
         "init": "orthogonal",
@@ -84,7 +84,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The published fork, almost certainly the code of the paper.
     "paper": {
         "score_activation": "relu",
-        "normaliser": "relu-sum",
+        "normalizer": "relu-sum",
         "layer_norm": True,
         "scorer_hidden": False,
         "init": "small",
@@ -94,7 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # Fusions without the authors' scorer, whose weights are always a softmax.
 _SOFTMAX = ("dpa", "unshared", "moe")
-SCORING = ("score_activation", "normaliser")
+SCORING = ("score_activation", "normalizer")
 
 
 def is_read(switch: str, fusions: Sequence[str]) -> bool:

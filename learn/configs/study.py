@@ -26,7 +26,7 @@ class StudyOptions:
     kind: Annotated[Positional[Text], arg(metavar="KIND")] = ""
     """combine: which fusion is best.
     scale: what trained runs can do with fewer models; with --during, what adding and dropping models costs.
-    generalise: how trained runs play changed games.
+    generalize: how trained runs play changed games.
     attend: which model gets the attention, and whether that matters.
     wsa study KIND --help shows the options of each."""
     study_dir: LocalPath = "study"
@@ -67,11 +67,11 @@ class ScaleOptions(RunsOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneraliseOptions(RunsOptions):
-    """Options of `wsa study generalise`."""
+class GeneralizeOptions(RunsOptions):
+    """Options of `wsa study generalize`."""
 
-    VERB = "study generalise"
-    EXAMPLE = "wsa study generalise runs/Breakout__wsa__1__1700000000 --suite authors"
+    VERB = "study generalize"
+    EXAMPLE = "wsa study generalize runs/Breakout__wsa__1__1700000000 --suite authors"
 
     suite: Literal["all", "authors", "modes", "look", "noise", "sticky"] = "all"
     """authors: the paper's 25 colors of Breakout and lazy enemy of Pong. modes: the cartridge's modes.
@@ -119,7 +119,7 @@ class DuringOptions(CombineOptions):
 KINDS: dict[str, type[StudyOptions]] = {
     "combine": CombineOptions,
     "scale": ScaleOptions,  # With --during: `DuringOptions`.
-    "generalise": GeneraliseOptions,
+    "generalize": GeneralizeOptions,
     "attend": AttendOptions,
 }
 

@@ -54,7 +54,7 @@ def invert() -> Look:
     return ColorMap(lambda colors: 255 - colors)
 
 
-def grey() -> Look:
+def gray() -> Look:
     """Show the luma in all three channels, as OpenCV computes it."""
 
     def luma(colors: Frame) -> Frame:

@@ -85,12 +85,12 @@ class _LazyEnemy:
 
 
 # Colors of the console's palette: black, light gray, red, blue, green.
-_COLOURS = (0, 12, 48, 113, 200)
+_COLORS = (0, 12, 48, 113, 200)
 _PLAYER, _ROWS = 62, range(64, 70)  # Breakout: player and ball; rows of blocks.
 
 
 def _recolored(player: int, blocks: int) -> MemoryChange:
-    values = {_PLAYER: _COLOURS[player]} | dict.fromkeys(_ROWS, _COLOURS[blocks])
+    values = {_PLAYER: _COLORS[player]} | dict.fromkeys(_ROWS, _COLORS[blocks])
     return _constant("Breakout", False, values)
 
 

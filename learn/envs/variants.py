@@ -5,7 +5,7 @@ A SPEC is one or more parts, joined with `+`:
     mode=12 difficulty=1        the cartridge's switches
     sticky=0.25                 probability that the emulator repeats the previous action
     ram:pong-lazy               a change through the emulator's memory (`memory_changes.py`)
-    look:invert look:grey look:hue=120 look:palette=7 look:dim=0.5
+    look:invert look:gray look:hue=120 look:palette=7 look:dim=0.5
                                 colors of the whole frame (`looks.py`)
     noise=0.1 occlude=16 flicker=0.5
                                 random distortions of the whole frame
@@ -68,7 +68,7 @@ class _Number:
 
 _SHARE, _SIZE, _SWITCH = _Number(0, 1, False), _Number(1, 1000, True), _Number(0, 255, True)
 _SWITCHES = {"mode": _SWITCH, "difficulty": _SWITCH, "sticky": _Number(0, 0.999, False)}
-_COLOURS: dict[str, Callable[[], Look]] = {"look:invert": looks.invert, "look:grey": looks.grey}
+_COLORS: dict[str, Callable[[], Look]] = {"look:invert": looks.invert, "look:gray": looks.gray}
 _GRADED: dict[str, tuple[_Number, Callable[[Any], Look]]] = {
     "look:hue": (_Number(-360, 360, False), looks.hue),
     "look:palette": (_Number(0, math.inf, True), looks.palette),
@@ -139,8 +139,8 @@ def parse_variant(spec: str, game: str) -> Variant:
         elif name in _GRADED and equals:
             number, make = _GRADED[name]
             frame_looks.append(make(number.read(part, text)))
-        elif part in _COLOURS:
-            frame_looks.append(_COLOURS[part]())
+        elif part in _COLORS:
+            frame_looks.append(_COLORS[part]())
         elif part.startswith("ram:"):
             memory.append(_memory_change(part, game))
         else:
@@ -182,11 +182,11 @@ def _check_switches(numbers: dict[str, Any], game: str) -> None:
 
 def _unknown(part: str) -> NoReturn:
     name, equals, _ = part.partition("=")
-    if name in _COLOURS and equals:
+    if name in _COLORS and equals:
         raise UsageError(f"--variant {part}: {name} takes no number.")
     if part in _SWITCHES or part in _GRADED:
         raise UsageError(f"--variant {part} takes a number: {part}=NUMBER.")
-    known = [*_SWITCHES, *_GRADED, *_COLOURS, *(f"ram:{change}" for change in CHANGES)]
+    known = [*_SWITCHES, *_GRADED, *_COLORS, *(f"ram:{change}" for change in CHANGES)]
     # Also match the name without its prefix, such as invert for look:invert.
     alone = {full.rpartition(":")[2]: full for full in reversed(known)}
     close = difflib.get_close_matches(name.lower(), {*known, *alone}, 3, 0.6)

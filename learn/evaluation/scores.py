@@ -105,7 +105,7 @@ class Interval(NamedTuple):
         return f"{value} [{low}, {high}]"
 
 
-def human_normalised(game: str, raw: float) -> float | None:
+def human_normalized(game: str, raw: float) -> float | None:
     """Return (raw - random) / (human - random): 0 for random play, 1 for the human tester.
 
     Returns:

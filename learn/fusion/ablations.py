@@ -21,7 +21,7 @@ from wsa.learn.fusion.base import (
     Scores,
     State,
     States,
-    initialise,
+    initialize,
     present_of,
 )
 from wsa.store.common.errors import UsageError
@@ -76,7 +76,7 @@ class Unshared(Attention):
         super().__init__(inputs, config)
         self.scorers = nn.ModuleList(scorer(config) for _ in inputs.models)
         if config.init == "small":
-            initialise(self.scorers, 1.0)
+            initialize(self.scorers, 1.0)
 
     def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return s_i = f_i([c ; E_i]) of each present model."""

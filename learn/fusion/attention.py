@@ -38,7 +38,7 @@ from wsa.learn.fusion.base import (
     State,
     States,
     Weights,
-    initialise,
+    initialize,
     present_of,
 )
 
@@ -47,13 +47,13 @@ class Attention(Adapted):
     """A weighted sum of the E_i. Subclasses define `scores`, from which the weights follow."""
 
     weighs = True
-    options: tuple[str, ...] = (*Adapted.options, "score_activation", "normaliser", "temperature")
+    options: tuple[str, ...] = (*Adapted.options, "score_activation", "normalizer", "temperature")
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__(inputs, config)
         self._temperature = config.temperature
         self._relu = config.score_activation == "relu"
-        self._normaliser = config.normaliser
+        self._normalizer = config.normalizer
 
     def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return the score s_i of each present model."""
@@ -63,12 +63,12 @@ class Attention(Adapted):
         """See `Fusion.forward`."""
         present = present_of(mask, self.models)
         adapted = self.adapt(embeddings, present)
-        if len(present) == 1 and self._normaliser == "softmax":
+        if len(present) == 1 and self._normalizer == "softmax":
             # The weight is 1 whatever the score, and the scorer's gradient is 0.
             weights, state = adapted.new_ones(len(adapted), 1), adapted[:, 0]
         else:
             scores = self.scores(self.condition(adapted, embeddings), adapted, present)
-            weights = self.normalise(scores)
+            weights = self.normalize(scores)
             state = torch.einsum("bm,bmd->bd", weights, adapted)
         if len(present) == self.models:
             return state, weights
@@ -81,9 +81,9 @@ class Attention(Adapted):
         In such a state the scores have no gradient. With relu-sum the state vector is 0, so the
         adapters have no gradient either. The weights tell: they are equal if all scores are 0.
         """
-        if self._normaliser == "relu-sum":
+        if self._normalizer == "relu-sum":
             dead = weights.amax(dim=1) == 0
-        elif self._relu and self._normaliser == "sigmoid":
+        elif self._relu and self._normalizer == "sigmoid":
             dead = weights.amax(dim=1) == 0.5
         elif self._relu and self.models > 1:
             dead = weights.amax(dim=1) == weights.amin(dim=1)
@@ -91,14 +91,14 @@ class Attention(Adapted):
             return None
         return dead.float().mean()
 
-    def normalise(self, scores: Scores) -> Scores:
+    def normalize(self, scores: Scores) -> Scores:
         """Turn scores into weights with the configured normalizer."""
         scores = scores / self._temperature
         if self._relu:
             scores = scores.relu()
-        if self._normaliser == "softmax":
+        if self._normalizer == "softmax":
             return scores.softmax(dim=1)
-        if self._normaliser == "sigmoid":
+        if self._normalizer == "sigmoid":
             return scores.sigmoid()
         shares = scores.relu()
         # If all are 0, so is the state vector. The published code has this flaw; relu-sum keeps it.
@@ -114,7 +114,7 @@ class WSA(Attention):
         super().__init__(inputs, config)
         self.scorer = scorer(config)
         if config.init == "small":
-            initialise(self.scorer, 1.0)
+            initialize(self.scorer, 1.0)
 
     def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return s_i = f([c ; E_i]) of each present model."""
@@ -130,7 +130,7 @@ class DPA(Attention):
     """
 
     # Adapted embeddings are not negative, nor are their products, so a ReLU changes nothing.
-    options: tuple[str, ...] = (*Adapted.options, "normaliser", "temperature")
+    options: tuple[str, ...] = (*Adapted.options, "normalizer", "temperature")
 
     def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return s_i = c . E_i / sqrt(d) of each present model."""

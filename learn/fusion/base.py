@@ -199,7 +199,7 @@ def linear_adapter(width: int, config: FusionConfig) -> nn.Sequential:
     return nn.Sequential(*parts)
 
 
-def initialise(module: nn.Module, gain: float) -> None:
+def initialize(module: nn.Module, gain: float) -> None:
     """Give all linear layers and convolutions orthogonal weights with `gain`, and zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):

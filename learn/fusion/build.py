@@ -8,7 +8,7 @@ from math import sqrt
 import torch
 
 from wsa.learn.configs.fusions import FUSIONS, FusionConfig, check_own_or
-from wsa.learn.fusion.base import Adapted, Fusion, Inputs, initialise
+from wsa.learn.fusion.base import Adapted, Fusion, Inputs, initialize
 from wsa.store.common import user_code
 from wsa.store.common.errors import ConflictError, UsageError, WsaError
 
@@ -65,11 +65,11 @@ def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
     if inputs.context is not None and not fusion.conditioned:
         raise UsageError(f"--fusion {config.name} uses no context: leave out --context.")
     if config.init == "orthogonal":
-        initialise(fusion, sqrt(2))
+        initialize(fusion, sqrt(2))
     elif config.init == "small" and isinstance(fusion, Adapted):
-        initialise(fusion.adapters, 0.01)
+        initialize(fusion.adapters, 0.01)
         if fusion.context is not None:
-            initialise(fusion.context, 0.01)
+            initialize(fusion.context, 0.01)
     return fusion
 
 

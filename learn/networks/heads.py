@@ -12,7 +12,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from wsa.learn.configs.network import NetworkConfig
-from wsa.learn.fusion.base import Inputs, Mask, State, Weights, initialise
+from wsa.learn.fusion.base import Inputs, Mask, State, Weights, initialize
 from wsa.learn.fusion.build import make_fusion
 from wsa.learn.networks.decoder import Decoder
 
@@ -62,8 +62,8 @@ class Torso(nn.Module):
         super().__init__()
         self.inputs = inputs
         decoders = inputs.decoders or ("",) * len(inputs.shapes)
-        self.normalisers = nn.ModuleList(
-            nn.Identity() if weights else _normaliser(width, config)
+        self.normalizers = nn.ModuleList(
+            nn.Identity() if weights else _normalizer(width, config)
             for width, weights in zip(inputs.widths, decoders, strict=True)
         )
         self.decoders = nn.ModuleList(
@@ -91,11 +91,11 @@ class Torso(nn.Module):
             of: Indices of the models to set them for; None for all.
         """
         widths = list(self.inputs.widths)
-        parts = zip(self.normalisers, mean.split(widths), deviation.split(widths), strict=True)
-        for i, (normaliser, part_mean, part_deviation) in enumerate(parts):
-            if isinstance(normaliser, Standard) and (of is None or i in of):
-                normaliser.mean.copy_(part_mean)
-                normaliser.deviation.copy_(part_deviation)
+        parts = zip(self.normalizers, mean.split(widths), deviation.split(widths), strict=True)
+        for i, (normalizer, part_mean, part_deviation) in enumerate(parts):
+            if isinstance(normalizer, Standard) and (of is None or i in of):
+                normalizer.mean.copy_(part_mean)
+                normalizer.deviation.copy_(part_deviation)
 
     def forward(
         self, stacks: Float[Tensor, "batch k width"], mask: Mask = None
@@ -128,7 +128,7 @@ class Torso(nn.Module):
     ) -> Float[Tensor, "batch ..."]:
         """Normalize or decode one model's embeddings of the last k frames."""
         shape = self.inputs.shapes[i]
-        normalized = self.normalisers[i](part[:, -shape[0] :].float())
+        normalized = self.normalizers[i](part[:, -shape[0] :].float())
         embedding: Tensor = self.decoders[i](normalized.reshape(len(part), *shape))
         return embedding
 
@@ -201,8 +201,8 @@ class ActorCritic(Network):
         self.actor = _mlp(self.torso.out_features, config, actions)
         self.critic = _mlp(self.torso.out_features, config, 1)
         for head, gain in ((self.actor, 0.01), (self.critic, 1.0)):
-            initialise(head[:-1], 2**0.5)
-            initialise(head[-1], gain)
+            initialize(head[:-1], 2**0.5)
+            initialize(head[-1], gain)
 
     def forward(
         self, stacks: Num[Tensor, "batch k width"], mask: Mask = None
@@ -212,7 +212,7 @@ class ActorCritic(Network):
         return self.actor(state), self.critic(state).squeeze(1), weights
 
 
-def _normaliser(width: int, config: NetworkConfig) -> nn.Module:
+def _normalizer(width: int, config: NetworkConfig) -> nn.Module:
     """Build what normalizes one model's embeddings; `layer` has no learned parameters."""
     if config.normalize == "standard":
         return Standard(width, config.clip_embeddings or inf)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.encode.live.frame_history import FrameInputs
-from wsa.learn.fusion.base import initialise
+from wsa.learn.fusion.base import initialize
 from wsa.store.common.errors import UsageError
 
 SIDE = 84
@@ -37,7 +37,7 @@ class Ready(NamedTuple):
         return self.rows, 0.0
 
 
-class GreyPixels:
+class GrayPixels:
     """Turn frames into rows of gray pixels.
 
     Has the interface of `wsa.encode.live.live_encoder.LiveEncoder`, but runs no model.
@@ -63,7 +63,7 @@ class GreyPixels:
         self.frames = 0
 
     @property
-    def lookups(self) -> dict[int, GreyPixels]:
+    def lookups(self) -> dict[int, GrayPixels]:
         """Lookup of each window size: only size 1, for single frames."""
         return {1: self}
 
@@ -78,8 +78,8 @@ class GreyPixels:
     def __call__(self, frames: NDArray[np.uint8], *which: Any) -> NDArray[Any]:
         """Convert RGB frames (n, H, W, 3) uint8 to 84 x 84 gray pixels (n, width) uint8."""
         self.frames += len(frames)
-        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-        small = [cv2.resize(g, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for g in grey]
+        gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+        small = [cv2.resize(g, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for g in gray]
         return np.stack(small).reshape(len(frames), self.width)
 
 
@@ -104,7 +104,7 @@ class NatureTorso(nn.Module):
             nn.Conv2d(b, c, 3, stride=1), nn.ReLU(),
             nn.Flatten(), nn.Linear(c * 7 * 7, self.out_features), nn.ReLU(),
         )  # fmt: skip
-        initialise(self.layers, 2**0.5)
+        initialize(self.layers, 2**0.5)
 
     def forward(self, stacks: Tensor, mask: Sequence[bool] | None = None) -> tuple[Tensor, None]:
         """Map (B, k, 84 * 84) uint8 to (B, out_features). There are no models, so no weights."""

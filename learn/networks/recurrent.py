@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wsa.learn.fusion.base import Mask, initialise
+from wsa.learn.fusion.base import Mask, initialize
 from wsa.learn.networks.heads import Network
 
 
@@ -30,7 +30,7 @@ class RecurrentActorCritic(Network):
                 nn.init.orthogonal_(parameter)
         self.actor, self.critic = nn.Linear(size, actions), nn.Linear(size, 1)
         for head, gain in ((self.actor, 0.01), (self.critic, 1.0)):
-            initialise(head, gain)
+            initialize(head, gain)
 
     def initial_state(self, envs: int) -> tuple[Tensor, Tensor]:
         """Return the initial LSTM state of n environments: zeros, (1, n, size) twice."""

@@ -49,4 +49,4 @@ class Autoencoder(Trainee):
     def show(self, looks: Tensor) -> list[Tensor]:
         """Show the frame, its reconstruction, and their absolute difference."""
         image = self(looks)
-        return [visualize.grey(part[:, 0]) for part in (looks, image, (image - looks).abs())]
+        return [visualize.gray(part[:, 0]) for part in (looks, image, (image - looks).abs())]

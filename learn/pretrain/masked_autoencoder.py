@@ -56,7 +56,7 @@ class MaskedAutoencoder(Trainee):
         """Show the frame, its visible patches, and the prediction from them."""
         left = looks * (1 - hidden_pixels(looks))
         parts = looks, left, self.decoder(self.encoder(left))
-        return [visualize.grey(part[:, 0]) for part in parts]
+        return [visualize.gray(part[:, 0]) for part in parts]
 
 
 def decoder(width: int) -> nn.Sequential:

@@ -85,7 +85,7 @@ class MovingObjects(Trainee):
         masks, shifts, camera = self(looks)
         warped = warp(looks[:, 1:], flow(masks, shifts, camera))
         moving = masks * shifts.norm(dim=2)[..., None, None]
-        frames = [visualize.grey(part) for part in (looks[:, 0], looks[:, 1], warped[:, 0])]
+        frames = [visualize.gray(part) for part in (looks[:, 0], looks[:, 1], warped[:, 0])]
         return [*frames, visualize.overlay(looks[:, 0], moving)]
 
 

@@ -88,7 +88,7 @@ class InfoMax(Trainee):
         """Show the newest frame, plain and with the positions whose past the code identifies."""
         sure = self.scores(looks)[0].softmax(dim=-1).diagonal(dim1=1, dim2=2)  # (p, B)
         places = sure.T.reshape(len(looks), 1, *self.places)
-        return [visualize.grey(looks[:, -1]), visualize.overlay(looks[:, -1], places)]
+        return [visualize.gray(looks[:, -1]), visualize.overlay(looks[:, -1], places)]
 
 
 def info_nce(scores: Tensor) -> Tensor:

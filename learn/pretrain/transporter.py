@@ -73,7 +73,7 @@ class Transporter(Trainee):
         source, target = looks[:, :1], looks[:, 1:]
         keypoints = gaussians(self.keypoints(target))
         image = self(source, target)
-        frames = [visualize.grey(part[:, 0]) for part in (source, target, image)]
+        frames = [visualize.gray(part[:, 0]) for part in (source, target, image)]
         return [*frames, visualize.overlay(target[:, 0], keypoints)]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def grey(frames: Tensor) -> Tensor:
+def gray(frames: Tensor) -> Tensor:
     """Convert gray frames (B, h, w) in [0, 1] to pictures (B, 3, h, w)."""
     return frames.unsqueeze(1).expand(-1, 3, -1, -1).clamp(0, 1)
 
@@ -31,4 +31,4 @@ def overlay(frames: Tensor, maps: Tensor) -> Tensor:
     above = maps - maps.amin(dim=(2, 3), keepdim=True)
     strength = above / above.sum(dim=1).amax(dim=(1, 2)).clamp_min(1e-6)[:, None, None, None]
     strength = nn.functional.interpolate(strength, frames.shape[-2:], mode="bilinear")
-    return (0.6 * grey(frames) + torch.einsum("bkhw,kc->bchw", strength, colors)).clamp(0, 1)
+    return (0.6 * gray(frames) + torch.einsum("bkhw,kc->bchw", strength, colors)).clamp(0, 1)

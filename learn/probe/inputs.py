@@ -16,7 +16,7 @@ from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.inference.segment_inputs import read_segment_frames
 from wsa.encode.models.paper import catalog, load
 from wsa.learn.probe.samples import SampledSteps
-from wsa.store.objects.model_spec import ModelSpec, Preprocessing, parse_output
+from wsa.store.objects.model_spec import GRAY, ModelSpec, Preprocessing, parse_output
 from wsa.store.objects.snapshot import Snapshot
 
 
@@ -50,7 +50,7 @@ def pixels(snapshot: Snapshot, sampled: SampledSteps, numbers: int) -> NDArray[n
     height = max(1, int((numbers * 210 / 160) ** 0.5))
     preprocessing = Preprocessing(
         geometry="squash", height=height, width=max(1, numbers // height), interpolation="area",
-        mean=(0.0,), std=(1.0,), crop=1.0, channels="grey",
+        mean=(0.0,), std=(1.0,), crop=1.0, channels=GRAY,
     )  # fmt: skip
     parts = []
     for meta, frames in zip(sampled.segments, sampled.frames, strict=True):

@@ -77,7 +77,7 @@ def principal(embeddings: NDArray[Any], max_axes: int = MAX_AXES) -> Axes:
         # The Gram matrix of steps gives the same axes, and is smaller than the covariance matrix.
         sample = np.linspace(0, count - 1, min(count, AXES_SAMPLE)).astype(np.int64)
         products = np.zeros((count, len(sample)))
-        for part in _centred(embeddings, sample):
+        for part in _centered(embeddings, sample):
             products += part @ part[sample].T
         kernel = KernelPCA(
             min(len(sample), max_axes), kernel="precomputed", eigen_solver="dense", copy_X=False
@@ -111,7 +111,7 @@ def memory_bytes(count: int, width: int, held: int = 1) -> int:
     return stored + projection + 24 * count * axes  # Copies of axes while probes are fitted.
 
 
-def _centred(embeddings: NDArray[Any], sample: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+def _centered(embeddings: NDArray[Any], sample: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
     """Yield blocks of at most `_COLUMNS` columns, minus their mean over the steps `sample`."""
     for start in range(0, embeddings.shape[1], _COLUMNS):
         part = embeddings[:, start : start + _COLUMNS].astype(np.float64)

@@ -33,7 +33,7 @@ from wsa.learn.report.similar import APART, Similar, similar_by_model
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import redact
 from wsa.store.format.records import SegmentMeta
-from wsa.store.maintenance.summary import GameSummary, card, summarise
+from wsa.store.maintenance.summary import GameSummary, card, summarize
 from wsa.store.objects.model_spec import describe
 from wsa.store.objects.snapshot import Snapshot
 from wsa.store.objects.writer import command_line
@@ -64,7 +64,7 @@ def make_page(
         MissingError: If the store has no frames of the game.
         DamagedError: If stored bytes differ from what was committed.
     """
-    summary = summarise(snapshot, game)
+    summary = summarize(snapshot, game)
     metas = snapshot.segments(game)
     pictured = {frames.segment for frames in snapshot.frames(game)}
     shown = [meta for meta in metas if meta.segment in pictured]
@@ -207,7 +207,7 @@ def _coverage(snapshot: Snapshot, summary: GameSummary) -> Table:
                 f"{count:,} of {summary.segments:,}",
                 f"{100 * count // summary.segments}%",
                 about.get("model"),
-                about.get("licence"),
+                about.get("license"),
                 about.get("output"),
                 " x ".join(map(str, made[0].shape[1:])),
                 f"{sum(e.passes for e in made):,}",

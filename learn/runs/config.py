@@ -36,12 +36,23 @@ MEAN_CONTEXT = "mean"
 FILE = "config.json"
 
 
-def rename_length(summary: dict[str, Any]) -> dict[str, Any]:
-    """Name the values of a recorded evaluation as today.
+# What an older wsa called values of an evaluation, and an option.
+_OLD_RESULTS = {
+    "updates": "trained",  # Even where it counted the steps of an online run.
+    "human_normalised": "human_normalized",
+    "random_human_normalised": "random_human_normalized",
+}
+_OLD_OPTIONS = {"normaliser": "normalizer"}
 
-    An older wsa called `trained` `updates`, even where it counted the steps of an online run.
-    """
-    return {"trained" if name == "updates" else name: value for name, value in summary.items()}
+
+def rename_results(summary: dict[str, Any]) -> dict[str, Any]:
+    """Name the values of a recorded evaluation as today."""
+    return {_OLD_RESULTS.get(name, name): value for name, value in summary.items()}
+
+
+def rename_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Name recorded options as today."""
+    return {_OLD_OPTIONS.get(name, name): value for name, value in options.items()}
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -229,11 +240,14 @@ def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """Convert a configuration that wsa 0.1 wrote to today's form.
 
     In wsa 0.1 an offline run had no `kind`, its CQL was a DQN with an alpha, the frequency of
-    evaluation was a hyperparameter, and standardized embeddings were not clipped.
+    evaluation was a hyperparameter, and standardized embeddings were not clipped. Its fusion's
+    `normalizer` had a British name.
     """
     values.setdefault("kind", "offline")
     if isinstance(network := values.get("network"), dict):
         network.setdefault("clip_embeddings", unclipped(network.get("normalize", "standard")))
+        if isinstance(fusion := network.get("fusion"), dict):
+            network["fusion"] = rename_options(fusion)
     learner = values.get("hyperparameters")
     if isinstance(learner, dict):
         played = {name for name in EvaluationConfig.__struct_fields__ if name in learner}

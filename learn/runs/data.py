@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from wsa.encode.live import live_encoder
 from wsa.encode.live.live_encoder import EmbeddingSource, LiveEncoder
-from wsa.learn.networks.nature import GreyPixels
+from wsa.learn.networks.nature import GrayPixels
 from wsa.learn.runs.config import FILE, OfflineRun, OnlineRun, RunConfig, read_config
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
-from wsa.store.objects.flat_map import FlatMap, in_files, materialise
+from wsa.store.objects.flat_map import FlatMap, in_files, materialize
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
@@ -71,7 +71,7 @@ def open_data(config: RunConfig) -> tuple[Snapshot, FlatMap | None]:
     if not config.segments:
         return whole, None
     snapshot = only(whole, config.game, config.segments)
-    return snapshot, materialise(snapshot, config.game, config.inputs)
+    return snapshot, materialize(snapshot, config.game, config.inputs)
 
 
 def only(whole: Snapshot, game: str, segments: Sequence[str]) -> Snapshot:
@@ -187,6 +187,6 @@ def make_embedder(
     stored: Any = flat
     if isinstance(config, OnlineRun):
         if config.end_to_end:
-            return GreyPixels()
+            return GrayPixels()
         stored = _EmptyMap(config) if flat is None else flat
     return LiveEncoder(stored, encoders, remember, elsewhere, threads)

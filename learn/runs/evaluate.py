@@ -25,7 +25,7 @@ from wsa.learn.evaluation.greedy_policy import GreedyPolicy
 from wsa.learn.evaluation.random_games import RandomGames
 from wsa.learn.evaluation.scores import (
     Interval,
-    human_normalised,
+    human_normalized,
     mean_score,
     stratified_interval,
 )
@@ -81,10 +81,10 @@ class Evaluation:
             "return_std": spread,
             "return_low": interval.low,
             "return_high": interval.high,
-            "human_normalised": human_normalised(game, mean),
+            "human_normalized": human_normalized(game, mean),
             "random_return_mean": random_mean,
             "random_return_std": random_spread,
-            "random_human_normalised": human_normalised(game, random_mean),
+            "random_human_normalized": human_normalized(game, random_mean),
             "frames": self.live.frames,
             "found_in_store": self.live.found,
             "seen_before_live": self.live.remembered,

@@ -18,7 +18,7 @@ import msgspec
 from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.evaluation import attention_log
 from wsa.learn.report.document import versions
-from wsa.learn.runs.config import read_config, rename_length
+from wsa.learn.runs.config import read_config, rename_results
 from wsa.learn.runs.evaluate import Evaluation
 from wsa.learn.training import checkpoint
 from wsa.store.common import atomic_files, hashing, user_code
@@ -94,7 +94,7 @@ def find(run: Path, results: Path, key: EvaluationKey) -> Recorded | None:
         ) from None
     if recorded.weights and not _weights(results):
         return None
-    result = rename_length(recorded.result)
+    result = rename_results(recorded.result)
     length = {"trained": result["trained"], "unit": read_config(run).unit}
     return msgspec.structs.replace(recorded, result=length | result)
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn.envs import atari
-from wsa.learn.evaluation.scores import human_normalised, mean_score, stratified_interval
+from wsa.learn.evaluation.scores import human_normalized, mean_score, stratified_interval
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Film, Part, Section, Text, table, versions
 from wsa.learn.report.page import page
@@ -147,9 +147,9 @@ def _models(config: OfflineRun | OnlineRun, store: str) -> Part:
         cards, note = [describe(snapshot, key) for key in config.inputs], ""
     except WsaError as error:
         cards, note = [{"key": key} for key in config.inputs], f"Only keys are known: {error}"
-    columns = ("key", "model", "weights", "licence", "output")
+    columns = ("key", "model", "weights", "license", "output")
     rows = [[card.get(c) for c in columns] for card in cards]
-    return table("Frozen models", ("key", "model", "weights", "license", "output"), rows, note)
+    return table("Frozen models", columns, rows, note)
 
 
 def _settings(config: OfflineRun | OnlineRun) -> list[Part]:
@@ -201,11 +201,11 @@ def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
     rows, bars = [], []
     for group, returns in groups.items():
         mean = stratified_interval(np.array(returns)[:, None], mean_score)
-        score = human_normalised(config.game, mean.value)
+        score = human_normalized(config.game, mean.value)
         value, *ends = numbers(*(number for number in mean if number is not None))
         interval = f"[{', '.join(ends)}]" if ends else None
-        normalised = None if score is None else f"{score:.3f}"
-        rows.append((*group, len(returns), value, interval, normalised))
+        normalized = None if score is None else f"{score:.3f}"
+        rows.append((*group, len(returns), value, interval, normalized))
         name = " ".join(v for c, v in zip(columns, group, strict=True) if v and c != "checkpoint")
         style = int("random" in group)
         bars.append(figures.Bar(name, mean.value, mean.low, mean.high, style))

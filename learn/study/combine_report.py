@@ -16,7 +16,7 @@ import numpy as np
 
 from wsa.learn.bench.grid import Result, changed
 from wsa.learn.bench.plot import stretched
-from wsa.learn.bench.report import Method, complete, curves_of, normalised, returns_of
+from wsa.learn.bench.report import Method, complete, curves_of, normalized, returns_of
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.evaluation.scores import (
     Interval,
@@ -38,7 +38,7 @@ MOST_CURVES = 6
 FEW = 3  # Seeds.
 COLUMNS = (
     "game", "method", "fusion", "models", "seed", "parameters", "trained", "episodes", "return_mean",
-    "return_low", "return_high", "random_return_mean", "human_normalised", "better_than_random", "run",
+    "return_low", "return_high", "random_return_mean", "human_normalized", "better_than_random", "run",
 )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def _row(run: EvaluatedRun) -> tuple[Any, ...]:
     return (
         r.game, run.method, r.fusion, "+".join(r.models), r.seed, run.parameters, s["trained"],
         s["episodes"], s["return_mean"], s["return_low"], s["return_high"], s["random_return_mean"],
-        s["human_normalised"], run.beats_random, run.folder.name,
+        s["human_normalized"], run.beats_random, run.folder.name,
     )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def _overall(
     for method in methods:
         own_runs = [run for run in runs if run.method == method]
         raw = tables[method]
-        scores = normalised(raw)
+        scores = normalized(raw)
         iqm = stratified_interval(scores) if scores.size else None
         shared = [game for game in raw if game in tables.get(REFERENCE, {})]
         reference, own = complete(tables.get(REFERENCE, {}), shared), complete(raw, shared)
@@ -282,7 +282,7 @@ def _figures(
 
 def _profiles(ranked: Sequence[str], tables: Mapping[str, Returns]) -> Iterator[figures.Line]:
     chosen = list(dict.fromkeys([*(m for m in ranked if m == REFERENCE), *ranked]))[:MOST_CURVES]
-    scores = {method: normalised(tables[method]) for method in chosen}
+    scores = {method: normalized(tables[method]) for method in chosen}
     values = [value for own in scores.values() for value in own.ravel().tolist()]
     if not values:
         return

@@ -32,9 +32,9 @@ def intervened(fusion: Attention, kind: Kind, mean: Sequence[float], seed: int) 
     """
     replaced: dict[str, Any] = {}
     if kind == "frozen":
-        replaced["normalise"] = _fixed(mean)
+        replaced["normalize"] = _fixed(mean)
     elif kind == "uniform":
-        replaced["normalise"] = _fixed([sum(mean) / len(mean)] * len(mean))
+        replaced["normalize"] = _fixed([sum(mean) / len(mean)] * len(mean))
     elif kind == "shuffled":
         replaced["condition"] = _Shuffled(fusion.condition, seed)
     for name, value in replaced.items():

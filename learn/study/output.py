@@ -25,7 +25,7 @@ from wsa.store.objects.writer import command_line
 PAGE = "index.html"
 Raw = tuple[Sequence[str], Iterable[Sequence[Any]]]
 # In the order of sections on the page.
-ORDER = ("combine", "scale-cached", "scale-played", "scale-during", "generalise", "attend")
+ORDER = ("combine", "scale-cached", "scale-played", "scale-during", "generalize", "attend")
 
 
 def write(

@@ -214,7 +214,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         check = metadata.pop("check")
         if _check(metadata, tensors) != check:
             raise ValueError("its bytes are not those that were saved")
-        return tensors, metadata
+        # An older wsa spelled this name in the British way.
+        old, new = "torso.normalisers.", "torso.normalizers."
+        return {name.replace(old, new): tensor for name, tensor in tensors.items()}, metadata
     except FileNotFoundError:
         raise MissingError(
             "no-run",

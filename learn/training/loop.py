@@ -200,5 +200,5 @@ def _warn_if_dead(dead_rows: float) -> None:
             "the fusion is dead: in every state of the last batch a ReLU cuts off all scores, so "
             "the weights of the models get no gradient, and never will. That depends on the "
             "initialization: start again with another --seed, or with --score-activation none and "
-            "--normaliser softmax."
+            "--normalizer softmax."
         )

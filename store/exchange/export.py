@@ -401,8 +401,9 @@ def _model(snapshot: Snapshot, plan: ExportPlan, group: zarr.Group, key: str) ->
     # Each model has its own axes, since an axis may differ in length between models.
     axes = (unit, *(f"{key}_{axis}" for axis in range(1, len(shape) + 1)))
     spec = _spec(snapshot, key)
-    names = ("timm_name", "source", "licence")
-    attributes = {name: value for name, value in spec.items() if name in names}
+    attributes = {
+        "timm_name": spec["timm_name"], "source": spec["source"], "license": spec["licence"],
+    }  # fmt: skip
     if window > 1:
         attributes["window"] = window
     return Column(group, key, (count, *shape), dtype, axes, attributes)

@@ -60,7 +60,7 @@ def summaries(snapshot: Snapshot) -> list[GameSummary]:
     return [_summarize(game, by_game[game]) for game in snapshot.games]
 
 
-def summarise(snapshot: Snapshot, game: str) -> GameSummary:
+def summarize(snapshot: Snapshot, game: str) -> GameSummary:
     """Summarize one game.
 
     Raises:
@@ -117,7 +117,7 @@ def total_bytes(snapshot: Snapshot) -> int:
 def card(snapshot: Snapshot, game: str) -> dict[str, Any]:
     """Return all metadata of a game: protocols, policies, emulators, returns, encoders, authors."""
     metas = snapshot.segments(game)
-    summary = summarise(snapshot, game)
+    summary = summarize(snapshot, game)
     commits = commits_of(snapshot, game)
     numbers = dataclasses.asdict(summary)
     del numbers["encoded"]

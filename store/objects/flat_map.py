@@ -210,7 +210,7 @@ class FlatMap:
         return window_digests(self.digests[frames])
 
 
-def materialise(
+def materialize(
     snapshot: Snapshot, game: str, models: Sequence[str], cache: Path | None = None
 ) -> FlatMap:
     """Copy a game's rows and embeddings into flat files, except those copied before.

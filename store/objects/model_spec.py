@@ -9,7 +9,7 @@ the embeddings.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -21,6 +21,7 @@ from wsa.store.objects.snapshot import Snapshot
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 Geometry = Literal["squash", "crop", "pad"]
 DEFAULT_OUTPUT = "grid:7+pca:512"
+GRAY: Final = "grey"  # `channels` of stored models, so part of their keys.
 
 _OUTPUT = re.compile(
     r"(?:(pooled|cls|map)|grid:([1-9][0-9]?))"
@@ -98,7 +99,7 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             the pixels that an output pixel covers.
         mean, std: Mean and standard deviation per channel, for pixels divided by 255.
         crop: Fraction of the resized screen's shorter side that `crop` keeps; 1 otherwise.
-        channels: `rgb`, or `grey` for one channel of luma.
+        channels: `rgb`, or `GRAY` for one channel of luma.
     """
 
     geometry: Geometry
@@ -109,6 +110,11 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     std: tuple[float, ...]
     crop: float = 1.0
     channels: Literal["rgb", "grey"] = "rgb"
+
+    @property
+    def gray(self) -> bool:
+        """Whether the input is one channel of luma."""
+        return self.channels == GRAY
 
     @property
     def alike(self) -> Preprocessing:
@@ -150,7 +156,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         identity: Everything that determines the embeddings.
         shape: Shape of one embedding.
         source: Origin of the weights, from `wsa.encode.models.registry.Request.recorded`.
-        licence: License of the weights, as their publisher states it.
+        license: License of the weights, as their publisher states it.
         step_error: Step-relative error of this precision against fp32 on the probe frames.
         libraries: Versions of the libraries that computed the probe vectors.
     """
@@ -160,7 +166,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: Identity
     shape: tuple[int, ...]
     source: str
-    licence: str
+    license: str = msgspec.field(name="licence")  # The name in the format.
     step_error: float
     libraries: dict[str, str]
 
@@ -237,7 +243,7 @@ def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
         "model": spec.title,
         "timm": spec.timm_name,
         "weights": spec.source,
-        "licence": spec.licence,
+        "license": spec.license,
         "output": spec.identity.output,
         "shape": list(spec.shape),
         "window": spec.identity.window,

@@ -82,7 +82,7 @@ def test_every_cell_of_the_grid_is_trained_evaluated_and_tabulated(benched):
         games = [row for row in read_csv(folder / "eval.csv") if row["policy"] == "run"]
         mean = sum(float(game["return"]) for game in games) / len(games)
         assert float(run["return_mean"]) == mean
-        assert float(run["human_normalised"]) == pytest.approx((mean - 1.7) / (30.5 - 1.7))
+        assert float(run["human_normalized"]) == pytest.approx((mean - 1.7) / (30.5 - 1.7))
         assert (folder / "eval_weights.npz").exists() == (run["fusion"] == "wsa")
     table = read_csv(bench / "table.csv")
     assert [(r["fusion"], r["models"], r["game"], r["seeds"]) for r in table[:2]] == [
@@ -110,7 +110,7 @@ def test_a_grid_is_not_run_again_and_another_seed_joins_it(ready, bench):
     ]  # fmt: skip
     assert means[0]["low"] == means[0]["high"] == "", "one seed has no interval"
     for mean in means[2:]:
-        assert float(mean["low"]) <= float(mean["human_normalised"]) <= float(mean["high"])
+        assert float(mean["low"]) <= float(mean["human_normalized"]) <= float(mean["high"])
 
 
 def test_a_killed_run_goes_on_to_the_same_result(ready, bench, tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ def test_an_export_has_every_row_and_says_where_it_is_from(filled, key, unchange
     assert outcome.code == 0, outcome.err
     table = xarray.open_zarr("x.zarr")
     assert table.sizes["frame"] == 196 and table.sizes["row"] == 202
-    assert "frames" not in table and table[key].attrs["licence"] == "none: random weights"
+    assert "frames" not in table and table[key].attrs["license"] == "none: random weights"
     attributes: Any = zarr.open_group("x.zarr", mode="r").attrs.asdict()
     assert attributes["models"][key]["timm_name"]
     with unchanged():

@@ -66,8 +66,8 @@ def test_the_best_checkpoint_is_played_only_on_request(filled, tmp_path):
 
 
 def test_a_misspelled_variant_is_refused(filled):
-    outcome = filled("eval", "run", "--variant", "look:gray")
-    assert outcome.code == 2 and "Did you mean look:grey" in outcome.error
+    outcome = filled("eval", "run", "--variant", "look:grey")
+    assert outcome.code == 2 and "Did you mean look:gray" in outcome.error
 
 
 @pytest.mark.variants

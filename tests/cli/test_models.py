@@ -28,7 +28,7 @@ def noisy():
     return UserModel(Noisy(), Input(32, 32))
 
 def steady():
-    return UserModel(Steady(), Input(32, 32, channels="grey", interpolation="area"), licence="MIT")
+    return UserModel(Steady(), Input(32, 32, channels="gray", interpolation="area"), license="MIT")
 """
 
 

@@ -100,7 +100,7 @@ from wsa import Input, UserModel
 
 def make():
     torch.manual_seed(0)
-    return UserModel(torch.nn.Conv2d(1, 4, 8, 8), Input(32, 32, channels="grey"))
+    return UserModel(torch.nn.Conv2d(1, 4, 8, 8), Input(32, 32, channels="gray"))
 """
 
 

@@ -174,11 +174,11 @@ def test_show_writes_a_page(filled, key, tmp_path):
 def test_models_lists_licenses_and_marks_random_weights(filled, key):
     lines = {line.split()[0]: line.split() for line in filled("models").out.splitlines() if line}
     for alias, published in ALIASES.items():
-        assert lines[alias][1:3] == [published.timm_name, published.licence]
+        assert lines[alias][1:3] == [published.timm_name, published.license]
     assert lines[key][1:4] == [ALIAS, "(random", "weights)"]
     found = filled("models", "--json").json
-    assert found["stored"][0]["licence"] == "none: random weights"
-    assert found["aliases"]["swin"]["licence"] == "mit"
+    assert found["stored"][0]["license"] == "none: random weights"
+    assert found["aliases"]["swin"]["license"] == "mit"
 
 
 def test_models_needs_no_store(wsa, unchanged):
@@ -219,12 +219,12 @@ def test_play_without_a_reward_is_reported(wsa):
 
 def test_learning_without_a_reward_is_reported(filled, monkeypatch):
     def read_without_rewards(*arguments, **details):
-        flat = flat_map.materialise(*arguments, **details)
+        flat = flat_map.materialize(*arguments, **details)
         flat.rows = flat.rows.copy()
         flat.rows["reward"] = 0
         return flat
 
-    monkeypatch.setattr(data, "materialise", read_without_rewards)
+    monkeypatch.setattr(data, "materialize", read_without_rewards)
     outcome = filled(*LEARN, "--updates", 2, "--run-dir", "new", "--json")
     assert "of Breakout earned a reward" in outcome.err
     assert {"losses", "validation", "weight"} <= outcome.json.keys()

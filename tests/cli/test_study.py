@@ -14,7 +14,7 @@ from wsa.learn.bench import run_cell
 from wsa.learn.runs.config import read_config
 from wsa.learn.study import combine_plan, interventions
 from wsa.learn.study.games import Games
-from wsa.learn.study.generalising import suites
+from wsa.learn.study.generalizing import suites
 
 LEARN = (*KIT_LEARN[3:], "--log-frequency", 1)
 PLAY = ("--episodes", 2, "--epsilon", 0.5, "--eval-num-envs", 1)
@@ -38,8 +38,8 @@ def trained(two_models, tmp_path_factory):
         (("sclae",), 2, "Did you mean scale?"),
         (("scale",), 2, "name the folders of one or more trained runs"),
         (("attend", "run", "nowhere"), 3, "is not the folder of a run"),
-        (("generalise", "run", "--suite", "looks"), 2, "look"),
-        (("generalise", "run", "--episodes", 0), 2, "--episodes must be at least 1"),
+        (("generalize", "run", "--suite", "looks"), 2, "look"),
+        (("generalize", "run", "--episodes", 0), 2, "--episodes must be at least 1"),
         (("combine", "--models", RESNET), 2, "at least two"),
         (("combine", "--models", f"{RESNET},oops", "--games", "Breakout"), 2, "oops"),
         (("scale", "run", "--after", "played", "--episodes", 0), 2, "must be at least 1"),
@@ -83,7 +83,7 @@ def test_a_study_finds_a_store_that_has_moved(ready, trained, tmp_path):
     store = read_config(trained).store
     config.write_text(config.read_text().replace(store, store + "-before"))
     for command in (("scale", moved, "--after", "cached", "--states", 64),
-                    ("generalise", moved, "--suite", "look", "--dry-run")):  # fmt: skip
+                    ("generalize", moved, "--suite", "look", "--dry-run")):  # fmt: skip
         outcome = ready("study", *command, "--study-dir", "st")
         assert outcome.code == 0, outcome.err
         assert f"{store}-before is not there; using {store}" in outcome.err
@@ -189,7 +189,7 @@ def test_ways_of_combining_are_trained_and_compared(ready, tmp_path, monkeypatch
 def test_a_run_is_evaluated_on_changed_games(ready, trained, tmp_path, monkeypatch, unchanged):
     # The first of them changes nothing.
     monkeypatch.setattr(suites, "_LOOK", ("look:dim=1", "look:invert"))
-    command = ("study", "generalise", trained, "--suite", "look", *PLAY, "--states", 20,
+    command = ("study", "generalize", trained, "--suite", "look", *PLAY, "--states", 20,
            "--study-dir", "st")  # fmt: skip
     dry = ready(*command, "--dry-run", "--json").json
     assert dry.pop("minutes") > 0
@@ -220,7 +220,7 @@ def test_a_run_is_evaluated_on_changed_games(ready, trained, tmp_path, monkeypat
         assert alike["action_agreement"] == 1 and other["cosine"] < 0.99
         assert other["weight_before"] == alike["weight_after"] and other["weight_moved"] > 0
     # Every game with its pair: the run and the random policy, as it is and in both variants.
-    games = read_csv(tmp_path / "st" / "generalise.csv")
+    games = read_csv(tmp_path / "st" / "generalize.csv")
     assert len(games) == 2 * 2 * 3 and {g["policy"] for g in games} == {"run", "random"}
     page = (tmp_path / "st" / "index.html").read_text()
     assert "Runs that failed" in page and "How the fusion responds" in page

@@ -207,10 +207,10 @@ def test_a_flat_map_on_a_full_disk(small_disk, store, kit):
     for leave in (0, 40 << 10):
         fill(disk, leave)
         with pytest.raises(StorageError) as refused:
-            flat_map.materialise(snapshot, kit.GAME, [kit.key()], disk / "cache")
+            flat_map.materialize(snapshot, kit.GAME, [kit.key()], disk / "cache")
         assert refused.value.kind == "no-space"
         (disk / "ballast").unlink()
-    on_full_disk = flat_map.materialise(snapshot, kit.GAME, [kit.key()], disk / "cache")
-    expected = flat_map.materialise(snapshot, kit.GAME, [kit.key()], disk.parent / "cache")
+    on_full_disk = flat_map.materialize(snapshot, kit.GAME, [kit.key()], disk / "cache")
+    expected = flat_map.materialize(snapshot, kit.GAME, [kit.key()], disk.parent / "cache")
     np.testing.assert_array_equal(on_full_disk.embeddings, expected.embeddings)
     np.testing.assert_array_equal(on_full_disk.rows, expected.rows)

@@ -63,6 +63,14 @@ def test_a_network_can_be_loaded_without_its_optimizer(tmp_path):
     assert other.numbers() == one.numbers()
 
 
+def test_a_tensor_may_have_been_saved_under_its_old_name(tmp_path):
+    old = nn.ModuleDict({"torso": nn.ModuleDict({"normalisers": nn.Linear(2, 2)})})
+    new = nn.ModuleDict({"torso": nn.ModuleDict({"normalizers": nn.Linear(2, 2)})})
+    checkpoint.load(checkpoint.save(tmp_path, 1, {"online": old}), {"online": new})
+    for before, after in zip(old.parameters(), new.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
 def test_the_newest_checkpoint_has_the_most_updates(tmp_path):
     learner = Learner(1)
     for step in (1_000_000_000, 999_999_999, 40):

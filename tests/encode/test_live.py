@@ -29,7 +29,7 @@ def encode_frames(tmp_path_factory, make_segment, encode_all):
         report = encode_all(store, *requests)
         snapshot = take_snapshot(store)
         keys = [model.spec.key for model in report.models]
-        known = flat_map.materialise(snapshot, "Pong", keys, folder / "cache")
+        known = flat_map.materialize(snapshot, "Pong", keys, folder / "cache")
         return known, [open_model(snapshot, key) for key in keys]
 
     return run

@@ -38,7 +38,7 @@ def test_every_alias_is_a_timm_model_with_weights_and_the_license_that_timm_stat
     assert timm.is_model(request.architecture)
     assert request.timm_name in timm.list_pretrained()
     config = timm.get_pretrained_cfg(request.timm_name)
-    assert config and request.licence == config.license == published.licence
+    assert config and request.license == config.license == published.license
     assert hub._page(request.timm_name) == (published.page, hub._FILES)
     assert request.source == ("package" if alias in registry.PACKAGES else "hub")
 
@@ -92,7 +92,7 @@ def test_random_weights_are_reproducible_and_labeled(name):
     assert identity.weights_digest(build(request)) == one
     torch.manual_seed(1)
     assert torch.equal(state, torch.random.get_rng_state()), "the caller's generator is unchanged"
-    assert request.source == "random" and "random" in request.licence
+    assert request.source == "random" and "random" in request.license
 
 
 def test_a_timm_name_gets_the_tag_of_its_weights():
@@ -146,7 +146,7 @@ def test_a_weights_file_may_have_any_classifier_or_none(name, classes, tmp_path)
     saved = safetensors.torch.load_file(file)
     assert weights.keys() <= saved.keys()
     assert all(torch.equal(tensor, saved[name]) for name, tensor in weights.items())
-    assert request.licence.endswith(f"as stated for {request.timm_name}")
+    assert request.license.endswith(f"as stated for {request.timm_name}")
 
 
 @pytest.mark.parametrize(

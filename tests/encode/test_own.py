@@ -173,7 +173,7 @@ def test_by_default_the_whole_output_is_kept(alias, store):
     request = parse_request(f"{alias}:random", {})
     spec = register(take_snapshot(store), request, 0.1).spec
     assert spec.shape == SHAPES[alias] and spec.identity.random
-    assert (spec.timm_name, spec.licence) == (f"wsa:{alias}", "none: random weights")
+    assert (spec.timm_name, spec.license) == (f"wsa:{alias}", "none: random weights")
     assert identity.find_model(take_snapshot(store), request) == spec
     assert open_model(take_snapshot(store), spec.key).passes == 0  # The probe agrees.
 
@@ -231,7 +231,7 @@ def test_the_shipped_weights_match_their_manifest(alias):
     data = file.read_bytes()
     manifest = json.loads(file.with_name("manifest.json").read_text())["files"][alias]
     assert manifest["blake3"] == hashing.checksum(data) and manifest["bytes"] == len(data)
-    assert registry.local_weights(request) == "wsa" and "Apache-2.0" in request.licence
+    assert registry.local_weights(request) == "wsa" and "Apache-2.0" in request.license
     built = networks.build(request).module
     sees = msgspec.json.decode(msgspec.json.encode(built.sees.preprocessing()))
     assert manifest["window"] == built.window and manifest["sees"] == sees

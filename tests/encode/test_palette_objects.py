@@ -199,8 +199,8 @@ def test_a_linear_map_finds_the_ball_of_pong_in_the_code(alias):
             frames.append(frame)
             places.append((rows.mean(), columns.mean()))
     assert len(frames) > 150
-    grey = screens_of(np.stack(frames))
-    code = fitted(features(grey)).double().numpy()
+    gray = screens_of(np.stack(frames))
+    code = fitted(features(gray)).double().numpy()
     train = np.arange(len(code)) % 4 != 0
     mean = code[train].mean(axis=0)
     x, y = code - mean, np.array(places)

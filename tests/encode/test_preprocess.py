@@ -18,18 +18,18 @@ from timm.data.transforms_factory import create_transform
 from wsa.encode.inference.preprocess import (
     _resize,
     area_products,
-    grey,
+    gray,
     preprocess,
     shrink,
     two_passes,
 )
 from wsa.encode.models.registry import ALIASES
 from wsa.encode.registration import probe_frames
-from wsa.store.objects.model_spec import Preprocessing
+from wsa.store.objects.model_spec import GRAY, Preprocessing
 
 HALF = (0.5, 0.5, 0.5)
 KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-SAME = 0.01  # Of a grey level: the error of normalization in float32.
+SAME = 0.01  # Of a gray level: the error of normalization in float32.
 ONE_LEVEL = 1.01
 
 
@@ -47,7 +47,7 @@ def preprocessing_of(alias, geometry: Any = "squash"):
     return Preprocessing(geometry, *how, crop=crop)
 
 
-def grey_levels(result, how):
+def gray_levels(result, how):
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (how.mean, how.std))
     levels = ((result * std + mean) * 255).permute(0, 2, 3, 1).numpy()
     return levels
@@ -81,7 +81,7 @@ INPUTS += [squash(*size, name) for size in SIZES for name in KERNELS]
 def test_squash_and_pad_equal_pillow(how, geometry, screens):
     how = msgspec.structs.replace(how, geometry=geometry)
     for frames in screens:
-        levels = grey_levels(preprocess(torch.from_numpy(frames[:4]), how), how)
+        levels = gray_levels(preprocess(torch.from_numpy(frames[:4]), how), how)
         for frame, pixels in zip(frames, levels, strict=False):
             assert np.abs(pixels - resize_with_pillow(frame, how)).max() < SAME
 
@@ -100,8 +100,8 @@ def test_crop_equals_the_evaluation_transform_of_timm(alias, screens):
         crop_mode=config.crop_mode,
     )
     for screen_frames in screens:
-        result = grey_levels(preprocess(torch.from_numpy(screen_frames), how), how)
-        expected = grey_levels(
+        result = gray_levels(preprocess(torch.from_numpy(screen_frames), how), how)
+        expected = gray_levels(
             torch.stack([transform(Image.fromarray(f)) for f in screen_frames]), how
         )
         assert np.abs(result - expected).max() < SAME
@@ -109,7 +109,7 @@ def test_crop_equals_the_evaluation_transform_of_timm(alias, screens):
 
 def test_a_crop_that_is_not_square_keeps_the_aspect_ratio(frames):
     how = Preprocessing("crop", 60, 90, "bilinear", HALF, HALF, crop=0.9)
-    result = grey_levels(preprocess(torch.from_numpy(frames[:1]), how), how)[0]
+    result = gray_levels(preprocess(torch.from_numpy(frames[:1]), how), how)[0]
     # 60 x 90 of a screen resized to 131 x 100, from which 210 x 160 is not far.
     whole = np.asarray(Image.fromarray(frames[0]).resize((100, 131), KERNELS["bilinear"]))
     assert np.abs(result - whole[36:96, 5:95]).max() < SAME
@@ -134,20 +134,20 @@ def test_resizing_on_a_gpu_gives_the_levels_of_a_cpu(interpolation, height, widt
     assert torch.equal(result, _resize(pixels, [height, width], interpolation))
 
 
-# Grey, and the mean of the area that a pixel covers.
+# Gray, and the mean of the area that a pixel covers.
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1))
-def test_grey_equals_opencv_for_every_color(seed):
+def test_gray_equals_opencv_for_every_color(seed):
     colors = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
-    result = grey(torch.from_numpy(colors).permute(2, 0, 1)[None])[0, 0].numpy()
+    result = gray(torch.from_numpy(colors).permute(2, 0, 1)[None])[0, 0].numpy()
     np.testing.assert_array_equal(result, cv2.cvtColor(colors, cv2.COLOR_RGB2GRAY))
 
 
 @pytest.mark.parametrize("size", [(84, 84), (105, 80), (42, 32), (7, 5)])
 def test_area_equals_opencv_within_one_level(size, screens):
-    how = Preprocessing("squash", size[0], size[1], "area", (0.0,), (1.0,), channels="grey")
+    how = Preprocessing("squash", size[0], size[1], "area", (0.0,), (1.0,), channels=GRAY)
     for screen_frames in screens:
         result = preprocess(torch.from_numpy(screen_frames), how)
         assert result.shape == (len(screen_frames), 1, *size)
@@ -159,12 +159,12 @@ def test_area_equals_opencv_within_one_level(size, screens):
 
 @pytest.mark.parametrize("size", [(84, 84), (105, 80), (42, 32), (7, 5), (300, 200), (210, 84)])
 def test_area_on_a_cpu_gives_the_levels_of_a_gpu(size, screens):
-    how = Preprocessing("squash", size[0], size[1], "area", (0.0,), (1.0,), channels="grey")
+    how = Preprocessing("squash", size[0], size[1], "area", (0.0,), (1.0,), channels=GRAY)
     noise = np.random.default_rng(0).integers(0, 256, (4, 250, 160, 3), np.uint8)
     black_and_white = noise // 128 * 255  # Means often lie between two levels.
     for screen_frames in (*screens, noise, black_and_white):
         frames = torch.from_numpy(screen_frames)
-        expected = area_products(grey(frames.permute(0, 3, 1, 2)), list(size))
+        expected = area_products(gray(frames.permute(0, 3, 1, 2)), list(size))
         assert torch.equal(shrink(frames, how), expected)
 
 
@@ -194,7 +194,7 @@ def test_screens_of_any_height_are_shown_completely(height, geometry):
     frame = np.zeros((1, height, 160, 3), np.uint8)
     frame[0, :6], frame[0, -6:], frame[0, :, :6], frame[0, :, -6:] = 250, 250, 250, 250
     how = Preprocessing(geometry, 64, 64, "bicubic", HALF, HALF)
-    result = grey_levels(preprocess(torch.from_numpy(frame), how), how)[0]
+    result = gray_levels(preprocess(torch.from_numpy(frame), how), how)[0]
     assert result.shape == (64, 64, 3)
     visible = result[:, result.max(axis=(0, 2)) > 100]  # Without the bars at the sides.
     assert visible.shape[1] == (64 if geometry == "squash" else round(160 * 64 / height))
@@ -203,10 +203,10 @@ def test_screens_of_any_height_are_shown_completely(height, geometry):
 
 
 @pytest.mark.parametrize("geometry", ["squash", "crop", "pad"])
-@pytest.mark.parametrize("channels", ["rgb", "grey"])
+@pytest.mark.parametrize("channels", ["rgb", GRAY])
 @pytest.mark.parametrize("interpolation", ["bicubic", "area"])
 def test_preprocessing_does_not_depend_on_other_frames(geometry, channels, interpolation, frames):
-    depth = 1 if channels == "grey" else 3
+    depth = 1 if channels == GRAY else 3
     mean, std = (0.4,) * depth, (0.3,) * depth
     how = Preprocessing(geometry, 84, 84, interpolation, mean, std, 0.9, channels)
     together = preprocess(torch.from_numpy(frames), how)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from wsa.encode.models.paper.base import grey
+from wsa.encode.models.paper.base import gray
 from wsa.learn.pretrain import data
 from wsa.learn.pretrain.data import levels, scale
 from wsa.learn.pretrain.trainee import TrainingInput
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.snapshot import take_snapshot
 
-ONE = TrainingInput(grey(84, 84))
-STACK = TrainingInput(grey(20, 16), depth=5, one_game=True)
-PAIR = TrainingInput(grey(20, 16), apart=19)
+ONE = TrainingInput(gray(84, 84))
+STACK = TrainingInput(gray(20, 16), depth=5, one_game=True)
+PAIR = TrainingInput(gray(20, 16), apart=19)
 
 
 def test_screens_are_upright_and_whole():
@@ -25,7 +25,7 @@ def test_screens_are_upright_and_whole():
     pixels = levels(screen, ONE)[0]
     assert pixels.shape == (84, 84)
     assert (pixels[0, 4:] == 200).all() and (pixels[:, 0] == 100).all() and not pixels[8:, 8:].any()
-    tall = levels(screen, TrainingInput(grey(210, 160)))[0]
+    tall = levels(screen, TrainingInput(gray(210, 160)))[0]
     assert tall.shape == (210, 160)
     np.testing.assert_array_equal(tall[9:11, 5], [200, 0])
 

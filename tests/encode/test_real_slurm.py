@@ -125,8 +125,8 @@ def test_jobs_encode_everything_and_end(encode, workers, output):
     assert not list(run.folder.glob("slurm-*")), "no file is left in the working directory"
 
 
-def test_a_job_that_is_cancelled_in_the_queue_is_replaced(encode):
-    # Unless it is cancelled, the job begins tomorrow.
+def test_a_job_that_is_canceled_in_the_queue_is_replaced(encode):
+    # Unless it is canceled, the job begins tomorrow.
     run = encode("grid:5", 1, "--slurm-extra=--begin=now+1day")
     wait_until(run.jobs, "no job was submitted")
     (first,) = run.jobs()
@@ -145,7 +145,7 @@ def test_jobs_that_cannot_start_end_the_command(encode):
 
 
 @pytest.mark.parametrize(("cores", "output"), [("1", "grid:7"), ("2", "grid:6")])
-def test_a_job_that_is_cancelled_costs_an_attempt_and_is_replaced(encode, cores, output):
+def test_a_job_that_is_canceled_costs_an_attempt_and_is_replaced(encode, cores, output):
     # dask-jobqueue does not replace a job with several workers; `JobKeeper` does.
     run = encode(output, 1, "--slurm-cores", cores, "--slurm-memory", f"{2 * int(cores)}GB")
     run.wait_for_segment()

@@ -14,6 +14,7 @@ from wsa.store.common import hashing
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.model_spec import (
     DEFAULT_OUTPUT,
+    GRAY,
     Identity,
     Output,
     Preprocessing,
@@ -103,7 +104,7 @@ OTHER: dict[str, Any] = {
 }
 OTHER_PIXELS: dict[str, Any] = {
     "crop": 0.875,
-    "channels": "grey",
+    "channels": GRAY,
     "geometry": "crop",
     "height": 225,
     "width": 225,
@@ -142,7 +143,7 @@ IDENTITIES = st.builds(
         mean=st.tuples(*[st.sampled_from([0.485, 0.5, 0.50000001])] * 3),
         std=st.tuples(*[st.sampled_from([0.229, 0.5])] * 3),
         crop=st.sampled_from([1.0, 0.875, 0.9]),
-        channels=st.sampled_from(["rgb", "grey"]),
+        channels=st.sampled_from(["rgb", GRAY]),
     ),
     output=st.sampled_from(["pooled", "grid:7", "grid:7+pca:512", "grid:71+pca:2", "map+rp:2"]),
     basis=st.sampled_from(["", "aa"]),

@@ -49,7 +49,7 @@ def test_a_model_is_named_by_module_and_callable():
 
 def test_a_module_is_imported_only_when_the_model_is_built():
     request = parse_request("user_nets:dense", {}, "pooled")
-    assert "user_nets" not in sys.modules and request.licence
+    assert "user_nets" not in sys.modules and request.license
     before = list(sys.path)
     networks.build(request)
     assert "user_nets" in sys.modules and sys.path == before
@@ -72,7 +72,7 @@ def test_an_output_is_made_of_what_the_module_returns(name, output, shape, frame
     encoder = make_encoder(parse_request(f"user_nets:{name}", {}, output))
     embedding = encoder(frames[:2])
     assert embedding.shape == (2, *shape)
-    # The input is as declared: grey, from 0 to 1, 84 x 84.
+    # The input is as declared: gray, from 0 to 1, 84 x 84.
     pixels = preprocess(torch.from_numpy(frames[:2]), encoder.preprocessing)
     assert pixels.shape == (2, 1, 84, 84) and 0 <= pixels.min() < 0.01 < pixels.max() <= 1
     maps = encoder.module.module.layers(pixels).permute(0, 2, 3, 1).numpy()
@@ -105,8 +105,8 @@ def test_an_output_that_the_module_lacks_is_refused(name, output, instead, store
 
 def test_an_input_is_gray_in_both_spellings_and_refuses_other_channels():
     american, british = (Input(84, 84, name).preprocessing() for name in ("gray", "grey"))
-    assert american == british and american.channels == "grey"
-    with pytest.raises(ValueError, match="channels 'bgr' is unknown: use rgb or grey"):
+    assert american == british and american.gray
+    with pytest.raises(ValueError, match="channels 'bgr' is unknown: use rgb or gray"):
         Input(84, 84, "bgr").preprocessing()  # type: ignore[arg-type]
 
 
@@ -118,9 +118,9 @@ def test_a_users_model_is_encoded_found_and_opened_again(store, fill, noise):
     snapshot = take_snapshot(store)
     spec = find_model(snapshot, request)
     assert spec is not None and spec.key == report.models[0].spec.key
-    assert (spec.alias, spec.source, spec.licence) == ("user_nets_dense", "user", "MIT")
+    assert (spec.alias, spec.source, spec.license) == ("user_nets_dense", "user", "MIT")
     assert (
-        spec.identity.preprocessing == Input(84, 84, "grey", interpolation="area").preprocessing()
+        spec.identity.preprocessing == Input(84, 84, "gray", interpolation="area").preprocessing()
     )
     assert encode(store, Encoding([request], device="cpu"), scheduler="inproc").passes == 0
     # By its key it opens only if the user names the module.
@@ -179,7 +179,7 @@ def test_other_weights_under_the_same_name_are_another_model(store, monkeypatch)
         ("user_nets:giving_up", "raised SystemExit"),
         ("user_nets:wrong", "returned Dense, not"),
         ("user_nets:no_module", "its module is str"),
-        ("user_nets:wrong_mean", "must have 1 numbers for grey"),
+        ("user_nets:wrong_mean", "must have 1 numbers for gray"),
     ],
 )
 def test_an_error_in_a_module_is_reported_in_one_line(name, expected):
@@ -289,7 +289,7 @@ def test_a_check_reports_the_chosen_engine_and_why_not_the_others(every_engine, 
 
 
 def test_a_check_shows_the_license_that_its_author_declares():
-    assert "licence: MIT" in check_one("user_nets:dense", "weights").found
+    assert "license: MIT" in check_one("user_nets:dense", "weights").found
 
 
 @pytest.mark.parametrize("output", ["pooled", "map"])

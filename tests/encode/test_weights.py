@@ -134,17 +134,17 @@ def test_users_weights_may_have_their_own_name_and_license(weights, tmp_path, st
     file = tmp_path / "w.safetensors"
     safetensors.torch.save_file(weights, file)
     text, files = f"mine=timm:{NAME}", {"mine": str(file)}
-    request = parse_request(text, files, "pooled", licences={"mine": "CC-BY-4.0"})
-    assert (request.alias, request.licence) == ("mine", "CC-BY-4.0")
+    request = parse_request(text, files, "pooled", licenses={"mine": "CC-BY-4.0"})
+    assert (request.alias, request.license) == ("mine", "CC-BY-4.0")
     spec = register(take_snapshot(store), request, 0.1).spec
-    assert spec.key.startswith("mine-") and spec.licence == "CC-BY-4.0"
+    assert spec.key.startswith("mine-") and spec.license == "CC-BY-4.0"
     snapshot = take_snapshot(store)
     assert stored_name(snapshot, "mine") == "mine" == stored_name(snapshot, text)
     assert stored_name(snapshot, f"{text}@pooled") == spec.key
     for parse, message in (
         (lambda: parse_request(text, {}), "published weights keep their name"),
         (lambda: parse_request(f"vit=timm:{NAME}", {"vit": str(file)}), "published model"),
-        (lambda: parse_request("vit", {}, licences={"vit": "MIT"}), "their publisher's license"),
+        (lambda: parse_request("vit", {}, licenses={"vit": "MIT"}), "their publisher's license"),
     ):
         with pytest.raises(UsageError, match=message):
             parse()

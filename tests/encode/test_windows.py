@@ -229,7 +229,7 @@ def test_cached_windows_equal_live_ones_to_the_bit(played, small, encode_all, tm
     report = encode_all(played, small(window=4), small("b"), small(window=2))
     snapshot = take_snapshot(played)
     chosen = [model.spec.key for model in report.models]
-    known = flat_map.materialise(snapshot, "Breakout", chosen, tmp_path)
+    known = flat_map.materialize(snapshot, "Breakout", chosen, tmp_path)
     encoders = [[open_model(snapshot, key) for key in chosen] for _ in range(2)]
     blank = emptied(known)
     cached, live = LiveEncoder(known, encoders[0]), LiveEncoder(blank, encoders[1])
@@ -269,7 +269,7 @@ def test_cached_windows_equal_live_ones_to_the_bit(played, small, encode_all, tm
 def test_a_live_encoder_of_windows_needs_no_single_frames(encoded, tmp_path):
     snapshot = take_snapshot(encoded.store)
     (key,) = snapshot.models
-    known = flat_map.materialise(snapshot, "Breakout", [key], tmp_path)
+    known = flat_map.materialize(snapshot, "Breakout", [key], tmp_path)
     live = LiveEncoder(known, [])
     frame, begins, row = frames_by_environment(snapshot)[0][0]
     with pytest.raises(UsageError, match="several frames"):

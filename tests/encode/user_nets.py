@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wsa.encode.models.custom import Input, UserModel
 
-GREY = Input(84, 84, channels="grey", interpolation="area")
+GRAY = Input(84, 84, channels="gray", interpolation="area")
 _calls = itertools.count()
 
 
@@ -56,7 +56,7 @@ class Tokens(Trunk):
 
 
 class Stacked(nn.Module):
-    """Four grey frames as channels, (B, 4, 84, 84) to (B, 16)."""
+    """Four gray frames as channels, (B, 4, 84, 84) to (B, 16)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,10 +157,10 @@ class Deep(Trunk):
 
 
 def _of(kind: type[nn.Module], **options: Any) -> Callable[[], UserModel]:
-    return lambda: UserModel(_seeded(kind), GREY, **options)
+    return lambda: UserModel(_seeded(kind), GRAY, **options)
 
 
-dense = _of(Dense, licence="MIT")
+dense = _of(Dense, license="MIT")
 spatial = _of(Trunk)
 tokens = _of(Tokens, prefix_tokens=2)
 stacked = _of(Stacked, window=4)
@@ -174,14 +174,14 @@ def scripted() -> UserModel:
     """A module as `torch.jit.load` returns it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated.
-        return UserModel(torch.jit.script(_seeded(Dense).eval()), GREY)
+        return UserModel(torch.jit.script(_seeded(Dense).eval()), GRAY)
 
 
 def unseeded() -> UserModel:
     """Other weights on each call."""
     module = _seeded(Dense).requires_grad_(False)
     next(module.parameters()).add_(next(_calls))
-    return UserModel(module, GREY)
+    return UserModel(module, GRAY)
 
 
 def failing() -> UserModel:
@@ -197,11 +197,11 @@ def wrong() -> nn.Module:
 
 
 def no_module() -> UserModel:
-    return UserModel("weights.pt", GREY)  # type: ignore[arg-type]
+    return UserModel("weights.pt", GRAY)  # type: ignore[arg-type]
 
 
 def wrong_mean() -> UserModel:
-    return UserModel(_seeded(Dense), Input(84, 84, channels="grey", mean=(0.5,) * 3))
+    return UserModel(_seeded(Dense), Input(84, 84, channels="gray", mean=(0.5,) * 3))
 
 
 not_callable = 7

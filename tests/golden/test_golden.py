@@ -10,7 +10,7 @@ import pytest
 
 from wsa.encode.jobs.plan import make_plan
 from wsa.store.maintenance.verify import verify
-from wsa.store.objects.flat_map import materialise
+from wsa.store.objects.flat_map import materialize
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -51,7 +51,7 @@ def test_a_golden_store_needs_no_encoding_and_gives_batches(folder, tmp_path):
         models = snapshot.models_of(game)
         assert models
         assert make_plan(snapshot, models, [game]).items == ()
-        flat = materialise(snapshot, game, models, tmp_path)
+        flat = materialize(snapshot, game, models, tmp_path)
         assert len(flat.rows) == sum(meta.rows for meta in snapshot.segments(game))
         at = 0
         for meta in snapshot.segments(game):

@@ -16,7 +16,7 @@ from wsa.store.common import hashing
 from wsa.store.common.errors import WsaError
 from wsa.store.format.records import ModelMeta
 from wsa.store.objects import model_spec
-from wsa.store.objects.model_spec import Identity, ModelSpec, Preprocessing
+from wsa.store.objects.model_spec import GRAY, Identity, ModelSpec, Preprocessing
 from wsa.store.objects.snapshot import take_snapshot
 
 NAME = "evil_module_of_a_store:make"
@@ -44,7 +44,7 @@ def plant_model(store, plant, *, timm_name=NAME, source="user", alias=ALIAS):
         architecture=timm_name,
         weights="0" * 64,
         random=False,
-        preprocessing=Preprocessing("squash", 84, 84, "area", (0.0,), (1.0,), channels="grey"),
+        preprocessing=Preprocessing("squash", 84, 84, "area", (0.0,), (1.0,), channels=GRAY),
         output="pooled",
         basis="",
         window=1,

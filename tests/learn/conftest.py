@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.objects.flat_map import FlatMap, materialise
+from wsa.store.objects.flat_map import FlatMap, materialize
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.objects.writer import commit_embedding, commit_segment
@@ -127,4 +127,4 @@ def walk_url(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
 def walk_flat(kit: ModuleType, walk_url: str, tmp_path_factory: pytest.TempPathFactory) -> FlatMap:
     cache = tmp_path_factory.mktemp("cache")
     models = [kit.key("lite0"), kit.key("vit")]
-    return materialise(take_snapshot(open_store(walk_url)), kit.GAME, models, cache)
+    return materialize(take_snapshot(open_store(walk_url)), kit.GAME, models, cache)

@@ -66,7 +66,7 @@ def test_equal_to_gymnasium_step_by_step(game, max_steps, each, tmp_path):
         record = EmbeddingMeta(game, meta.segment, model, shape, "float16", meta.frames, 0, 1.0)
         commit_embedding(snapshot.backend, record, vectors)
     snapshot = take_snapshot(snapshot.backend)
-    table = flat_map.materialise(snapshot, game, [model], cache=tmp_path / "cache")
+    table = flat_map.materialize(snapshot, game, [model], cache=tmp_path / "cache")
     stacks = table.digests[table.stack(table.steps, STACK)]
     following = table.digests[table.stack(table.steps + 1, STACK)]
     rows = table.rows[table.steps]

@@ -138,7 +138,7 @@ def test_the_decoder_is_never_trained_and_never_saved(run):
     pairs = zip(decoder.buffers(), fresh.buffers(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
     assert next(decoder.buffers()) is not next(fresh.buffers())  # Moved apart, and copied apart.
-    assert isinstance(network.torso.normalisers[1], nn.Identity)
+    assert isinstance(network.torso.normalizers[1], nn.Identity)
 
 
 def test_a_model_that_is_left_out_is_neither_normalized_nor_decoded(run, monkeypatch):

@@ -78,11 +78,11 @@ def test_a_variant_that_changes_nothing_gives_the_same_evaluation(run, breakout,
     assert (summary["return_mean"], summary["return_std"]) == (np.mean(returns), np.std(returns))
     assert summary["return_low"] <= summary["return_mean"] <= summary["return_high"]
     random, human = 1.7, 30.5  # Published returns of Breakout.
-    assert summary["human_normalised"] == pytest.approx(
+    assert summary["human_normalized"] == pytest.approx(
         (np.mean(returns) - random) / (human - random)
     )
     of_random = np.mean([e.returned for e in evaluation.random])
-    assert summary["random_human_normalised"] == pytest.approx(
+    assert summary["random_human_normalized"] == pytest.approx(
         (of_random - random) / (human - random)
     )
     weights = read_weights(run)

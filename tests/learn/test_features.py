@@ -17,7 +17,7 @@ from wsa.learn.data.transitions import OfflineBatches, moments
 from wsa.learn.evaluation.greedy_policy import LiveStacks
 from wsa.store.common.errors import UsageError
 from wsa.store.format.stacks import MAX_STACK_FRAMES
-from wsa.store.objects.flat_map import materialise
+from wsa.store.objects.flat_map import materialize
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.writer import commit_segment
 
@@ -50,7 +50,7 @@ def data(kit, store, tmp_path):
     add(kit, store, 2, truncate, steps=11, ends=(), frames=8, cut=False)
     add(kit, store, 0, truncate, env=1, steps=11, ends=(3,), frames=8)
     snapshot = take_snapshot(store)
-    return snapshot, materialise(snapshot, kit.GAME, [kit.key(a) for a in ALIASES], tmp_path / "c")
+    return snapshot, materialize(snapshot, kit.GAME, [kit.key(a) for a in ALIASES], tmp_path / "c")
 
 
 def steps_of(kit, snapshot, depth):
@@ -167,9 +167,9 @@ def test_moments_do_not_depend_on_other_segments_in_the_cache(kit, store, data, 
     add(kit, store, 7, steps=30, env=3)
     models = [kit.key(a) for a in ALIASES]
     cache = tmp_path / "c"
-    later = moments(materialise(take_snapshot(store), kit.GAME, models, cache))
-    again = moments(materialise(snapshot, kit.GAME, models, cache))
-    fresh = moments(materialise(snapshot, kit.GAME, models, tmp_path / "other"))
+    later = moments(materialize(take_snapshot(store), kit.GAME, models, cache))
+    again = moments(materialize(snapshot, kit.GAME, models, cache))
+    fresh = moments(materialize(snapshot, kit.GAME, models, tmp_path / "other"))
     for i in range(2):
         assert torch.equal(before[i], again[i]) and torch.equal(before[i], fresh[i])
         assert not torch.equal(before[i], later[i])

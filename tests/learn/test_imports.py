@@ -453,9 +453,9 @@ def small(episode):
 
 
 def test_minari_data_that_does_not_suffice_is_refused(here, store, played):
-    dataset([small(played[2])], "grey", wrapped())
+    dataset([small(played[2])], "gray", wrapped())
     with pytest.raises(UsageError, match=r"Box\(0, 255, \(84, 84\), uint8\)\. wsa needs whole RGB"):
-        import_from(store, open_minari("atari/breakout/grey-v0"))
+        import_from(store, open_minari("atari/breakout/gray-v0"))
     dataset(played[2:], "lives", wrapped(terminal_on_life_loss=True), jpeg_encoding=False)
     with pytest.raises(UsageError, match="ends an episode at every lost life"):
         open_minari("atari/breakout/lives-v0")
@@ -489,8 +489,8 @@ def test_the_command_reads_game_and_policy_from_the_data(here, played, monkeypat
     command = ["import", "minari", "atari/breakout/x-v0"]
     assert main([*command, "--game", "Pong"]) == 2
     assert "contains Breakout, not Pong. Leave out --game." in capsys.readouterr().err
-    dataset([small(played[2])], "grey", wrapped())
-    assert main(["import", "minari", "atari/breakout/grey-v0"]) == 2
+    dataset([small(played[2])], "gray", wrapped())
+    assert main(["import", "minari", "atari/breakout/gray-v0"]) == 2
     capsys.readouterr()
     assert main([*command, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["missing"] == 45

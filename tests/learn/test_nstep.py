@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsa.learn.data.nstep import hold_out, horizon, walk
-from wsa.store.objects.flat_map import ROW, materialise
+from wsa.store.objects.flat_map import ROW, materialize
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.writer import commit_segment
 
@@ -93,7 +93,7 @@ def flat(kit, store, tmp_path):
     add(1, 0, 3, ends=(2, 12), cut=True)
     add(2, 0, 5, ends=(7,), cut=True)
     add(0, 1, 0, ends=(3, 6, 13))
-    return materialise(take_snapshot(store), kit.GAME, [kit.key("lite0")], tmp_path / "c")
+    return materialize(take_snapshot(store), kit.GAME, [kit.key("lite0")], tmp_path / "c")
 
 
 def episodes(flat, rows):

@@ -106,10 +106,10 @@ def test_a_preset_keeps_the_softmax_of_other_attention(name):
         make_fusion_config(name, "paper"),
         parse(fusion=name, fusion_preset="paper").network_config.fusion,
     ):
-        assert (found.score_activation, found.normaliser) == ("none", "softmax")
+        assert (found.score_activation, found.normalizer) == ("none", "softmax")
         assert (found.scorer_hidden, found.init) == (False, "small")
-    typed = parse(fusion=name, fusion_preset="paper", normaliser="relu-sum")
-    assert typed.network_config.fusion.normaliser == "relu-sum"
+    typed = parse(fusion=name, fusion_preset="paper", normalizer="relu-sum")
+    assert typed.network_config.fusion.normalizer == "relu-sum"
 
 
 def test_a_bench_applies_a_preset_to_each_fusion():
@@ -119,7 +119,7 @@ def test_a_bench_applies_a_preset_to_each_fusion():
         total_timesteps=2048,
     )  # fmt: skip
     requests = [c.request for c in grid.cells(o, Settings({"store": "/lab/wsa"}, {}))]
-    scoring = [(r.network.fusion.normaliser, r.network.fusion.init) for r in requests]  # type: ignore[attr-defined]
+    scoring = [(r.network.fusion.normalizer, r.network.fusion.init) for r in requests]  # type: ignore[attr-defined]
     assert scoring == [("relu-sum", "small"), ("softmax", "small"), ("relu-sum", "small")]
     assert grid.changed(o) == [
         "--online", "--algo ppo", "--fusion-preset paper", "--rl-preset thesis",

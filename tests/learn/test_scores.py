@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wsa.learn.envs import atari
 from wsa.learn.evaluation.scores import (
     RANDOM_HUMAN,
-    human_normalised,
+    human_normalized,
     improvement,
     improvement_interval,
     interquartile_mean,
@@ -66,16 +66,16 @@ def test_outliers_and_order_do_not_change_the_interquartile_mean(values, random)
 
 
 def test_human_normalized_scores_of_ten_games():
-    assert human_normalised("Pong", -20.7) == 0
-    assert human_normalised("Seaquest", 42054.7) == 1
+    assert human_normalized("Pong", -20.7) == 0
+    assert human_normalized("Seaquest", 42054.7) == 1
     # SB3-zoo's PPO on the ten games, whose interquartile mean is published as 0.74.
     raw = {
         "Pong": 21.0, "Breakout": 398, "BeamRider": 3397, "Seaquest": 1784, "SpaceInvaders": 960,
         "Qbert": 15627, "MsPacman": 1754, "RoadRunner": 40681, "Asteroids": 2156, "Enduro": 996,
     }  # fmt: skip
-    scores = np.array([[human_normalised(game, value) for game, value in raw.items()]], float)
+    scores = np.array([[human_normalized(game, value) for game, value in raw.items()]], float)
     assert interquartile_mean(scores) == pytest.approx(0.74, abs=0.005)
-    assert human_normalised("Adventure", 1.0) is None
+    assert human_normalized("Adventure", 1.0) is None
 
 
 def test_every_game_with_a_score_is_an_ale_game():

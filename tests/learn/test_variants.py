@@ -171,8 +171,8 @@ def test_the_lazy_enemy_waits_while_the_ball_flies_away():
         # Three steps of one flight; a serve moves the ball further than a step.
         flown = np.lib.stride_tricks.sliding_window_view(np.diff(memory[:, 49]), 3)
         moved = np.ptp(np.lib.stride_tricks.sliding_window_view(memory[:, 50], 4), axis=1)
-        away, towards = ((flown > 0) & (flown < 9)).all(1), ((flown < 0) & (flown > -9)).all(1)
-        farthest[spec] = moved[away].max(), moved[towards].max()
+        away, toward = ((flown > 0) & (flown < 9)).all(1), ((flown < 0) & (flown > -9)).all(1)
+        farthest[spec] = moved[away].max(), moved[toward].max()
     (lazy, returning), (plain, _) = farthest.values()
     # The game itself moves the enemy by up to 4 in a frame from where it is put.
     assert lazy <= 4 and plain > 15 and returning > 15
@@ -225,7 +225,7 @@ def frame():
 def test_looks_map_colors_in_their_order(frame):
     np.testing.assert_array_equal(show("look:invert", frame), 255 - frame)
     np.testing.assert_array_equal(show("look:dim=0.5", frame), (frame * 0.5).round())
-    gray = show("look:grey", frame)
+    gray = show("look:gray", frame)
     assert (gray == gray[..., :1]).all()
     np.testing.assert_allclose(gray[..., 0], frame @ [0.299, 0.587, 0.114], atol=0.51)
     red = np.full((210, 160, 3), (200, 0, 0), np.uint8)
@@ -285,7 +285,7 @@ def test_noise_does_not_depend_on_the_number_of_environments():
         ("xyzzy", "There are mode, difficulty"),
         ("mode", "mode=NUMBER"),
         ("look:hue", "look:hue=NUMBER"),
-        ("look:grey=1", "takes no number"),
+        ("look:gray=1", "takes no number"),
         ("mode=7", "Pong has mode 0, 1"),
         ("difficulty=9", "Pong has difficulty 0, 1, 2, 3"),
         ("mode=1.5", "a whole number"),

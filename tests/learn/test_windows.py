@@ -28,7 +28,7 @@ from wsa.learn.runs.folder import begin
 from wsa.learn.runs.setup.make_run import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.store.format.windows import episode_starts, window_rows
-from wsa.store.objects.flat_map import ROW, materialise
+from wsa.store.objects.flat_map import ROW, materialize
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -53,7 +53,7 @@ def snapshot(tmp_path_factory, stacked):
 def flat(snapshot, tmp_path_factory):
     """The models in an order in which windows and single frames alternate."""
     keys = [key for a in ALIASES for key in snapshot.models if key.startswith(f"{a}-")]
-    flat = materialise(snapshot, "Breakout", keys, tmp_path_factory.mktemp("cache"))
+    flat = materialize(snapshot, "Breakout", keys, tmp_path_factory.mktemp("cache"))
     assert flat.windows == (4, 1, 2)
     return flat
 

@@ -60,7 +60,7 @@ def fill(store, kit, numbers, aliases=tuple(MODELS), first=None, **options):
 
 
 def materialize(store, models, cache, game="Pong"):
-    return flat_map.materialise(take_snapshot(store), game, models, cache)
+    return flat_map.materialize(take_snapshot(store), game, models, cache)
 
 
 def check_map(flat, snapshot, models, depth=4):
@@ -185,7 +185,7 @@ def test_new_segments_are_appended(store, kit, models, tmp_path):
     assert (second.steps != at_once.steps).any(), "segments lie elsewhere in the files"
     check_same_samples(second, at_once)
     check_map(first, early, models)
-    check_map(flat_map.materialise(early, "Pong", models, cache), early, models)
+    check_map(flat_map.materialize(early, "Pong", models, cache), early, models)
 
 
 def test_a_complete_map_opens_without_reads_or_writes(store, kit, models, tmp_path, monkeypatch):
@@ -195,10 +195,10 @@ def test_a_complete_map_opens_without_reads_or_writes(store, kit, models, tmp_pa
 
     fill(store, kit, range(2))
     snapshot = take_snapshot(store)
-    first = flat_map.materialise(snapshot, "Pong", models, tmp_path)
+    first = flat_map.materialize(snapshot, "Pong", models, tmp_path)
     before = stamps()
     monkeypatch.setattr(type(snapshot), "read_files", None)
-    check_same_samples(first, flat_map.materialise(snapshot, "Pong", models, tmp_path))
+    check_same_samples(first, flat_map.materialize(snapshot, "Pong", models, tmp_path))
     assert stamps() == before
 
 
@@ -378,7 +378,7 @@ ALIASES = ("lite0", "vit")
 def test_several_processes_make_one_map(on_disk, kit, tmp_path, nursery):
     fill(on_disk, kit, range(3), ALIASES)
     cache, models = tmp_path / "cache", [kit.key(alias) for alias in ALIASES]
-    args = ("materialise", on_disk.url, ALIASES, str(cache), 0.02)
+    args = ("materialize", on_disk.url, ALIASES, str(cache), 0.02)
     children = [nursery.start(*args) for _ in range(3)]
     assert nursery.wait(*children) == [0, 0, 0]
     assert len({child.said()[-1] for child in children}) == 1, "all read the same map"
@@ -392,7 +392,7 @@ def test_a_map_of_a_killed_process_is_completed(on_disk, kit, tmp_path, nursery)
     rng = random.Random(3)
     killed = 0
     for turn in range(5):
-        child = nursery.start("materialise", on_disk.url, ALIASES, str(cache), 0.01)
+        child = nursery.start("materialize", on_disk.url, ALIASES, str(cache), 0.01)
         child.wait_for(1 + turn % 2, 2.0)  # Times out if an earlier process finished the map.
         time.sleep(rng.random() * 0.015)
         child.process.kill()

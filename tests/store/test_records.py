@@ -164,8 +164,8 @@ def put(*path, value):
 
 
 FORGED = {
-    "unknown field": put("colour", value="red"),
-    "unknown field within": put("meta", "colour", value=1),
+    "unknown field": put("color", value="red"),
+    "unknown field within": put("meta", "color", value=1),
     "unknown kind": put("meta", "type", value="pickle"),
     "number for text": put("author", value=1),
     "negative rows": put("meta", "rows", value=-1),
@@ -237,7 +237,7 @@ def test_no_accepted_file_path_leaves_its_object(kit, tmp_path_factory, name):
     assert file.is_relative_to(root / commit.folder) and file != root / commit.folder
 
 
-@pytest.mark.parametrize("extra", [{}, {"colour": "red"}, {"meta": {"type": "dream"}}])
+@pytest.mark.parametrize("extra", [{}, {"color": "red"}, {"meta": {"type": "dream"}}])
 def test_a_later_version_is_refused_with_the_advice_to_update(fake_segment, extra):
     commit = commit_of(fake_segment()[0])
     content = {**json.loads(records.write_commit(commit)), "version": 2, **extra, "check": ""}

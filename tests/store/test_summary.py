@@ -18,7 +18,7 @@ from wsa.store.maintenance.summary import (
     model_card,
     segment_card,
     summaries,
-    summarise,
+    summarize,
     total_bytes,
 )
 from wsa.store.maintenance.usage import usage
@@ -78,7 +78,7 @@ def leave_out(snapshot, path):
 
 
 def test_the_summary_of_a_game(kit, snapshot):
-    summary = summarise(snapshot, kit.GAME)
+    summary = summarize(snapshot, kit.GAME)
     folder = Path(snapshot.backend.url) / "games" / kit.GAME
     assert (summary.game, summary.segments, summary.pictured) == (kit.GAME, 3, 3)
     assert (summary.steps, summary.frames) == (10 + 11 + 12, 3 * 7)
@@ -89,16 +89,16 @@ def test_the_summary_of_a_game(kit, snapshot):
     resnet, vit = snapshot.models
     assert summary.models == {resnet: 1.0, vit: pytest.approx(2 / 3)}
     assert summary.encoded == {resnet: 3, vit: 2}
-    assert summaries(snapshot) == [summarise(snapshot, game) for game in ("Breakout", kit.GAME)]
+    assert summaries(snapshot) == [summarize(snapshot, game) for game in ("Breakout", kit.GAME)]
 
 
 def test_segments_without_frames_or_rows_are_not_counted(kit, snapshot):
     segment = snapshot.segments(kit.GAME)[1].segment
     frameless = leave_out(snapshot, names.frames_path(kit.GAME, segment))
-    assert summarise(frameless, kit.GAME).pictured == 2
+    assert summarize(frameless, kit.GAME).pictured == 2
     assert segment_card(frameless, segment)["screens"] is None
     rowless = leave_out(snapshot, names.segment_path(kit.GAME, segment))
-    assert list(summarise(rowless, kit.GAME).encoded.values()) == [2, 1]
+    assert list(summarize(rowless, kit.GAME).encoded.values()) == [2, 1]
 
 
 def test_the_card_of_a_game(kit, snapshot):
@@ -125,7 +125,7 @@ def test_the_card_of_a_game(kit, snapshot):
 
 
 def test_a_game_without_episodes_or_encoders(snapshot):
-    summary = summarise(snapshot, "Breakout")
+    summary = summarize(snapshot, "Breakout")
     assert (summary.episodes, summary.mean_return, summary.models) == (0, None, {})
     assert summary.embedded == 0
     shown = card(snapshot, "Breakout")
@@ -152,7 +152,7 @@ def test_the_card_of_a_model(kit, snapshot):
 
 
 def test_missing_objects_are_errors(kit, snapshot):
-    for function in (summarise, card):
+    for function in (summarize, card):
         with pytest.raises(MissingError, match=r"wsa collect --game Seaquest$"):
             function(snapshot, "Seaquest")
     with pytest.raises(MissingError, match="has no segment"):

@@ -12,9 +12,9 @@ from torch import nn
 from wsa.encode.models.custom import Input
 
 
-def grey(height: int, width: int) -> Input:
+def gray(height: int, width: int) -> Input:
     """Return the input of gray screens in [0, 1], resized like OpenCV's INTER_AREA as is usual."""
-    return Input(height, width, "grey", interpolation="area")
+    return Input(height, width, "gray", interpolation="area")
 
 
 class Frozen(nn.Module):
@@ -29,7 +29,7 @@ class Frozen(nn.Module):
     window: ClassVar[int] = 1
 
 
-def initialise(network: nn.Module) -> None:
+def initialize(network: nn.Module) -> None:
     """Draw orthogonal weights, as Anand et al. do; otherwise the loss stays at chance longer."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PREFIX = "wsa:"
-LICENCE = "Apache-2.0, trained by wsa"
+LICENSE = "Apache-2.0, trained by wsa"
 CONTEXT = "ae"  # Gives the context of the paper's fusion and is not itself fused.
 
 # Module and class of each network, and its default output.
@@ -25,7 +25,7 @@ def is_paper_model(timm_name: str) -> bool:
     return timm_name.startswith(PREFIX)
 
 
-def licence(source: str) -> str:
+def license(source: str) -> str:
     """Return the license of the weights of one of the paper's encoders."""
-    stated = {"random": "none: random weights", "package": LICENCE}
+    stated = {"random": "none: random weights", "package": LICENSE}
     return stated.get(source, "as stated by its trainer")

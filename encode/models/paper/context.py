@@ -12,13 +12,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from wsa.encode.models.custom import Input
-from wsa.encode.models.paper.base import Frozen, grey
+from wsa.encode.models.paper.base import Frozen, gray
 
 
 class ContextEncoder(Frozen):
     """Encoder of one frame, alias `ae`; 0.058 M parameters, 16 M multiplications."""
 
-    sees: ClassVar[Input] = grey(84, 84)
+    sees: ClassVar[Input] = gray(84, 84)
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from wsa.encode.models.custom import Input
-from wsa.encode.models.paper.base import Frozen, grey
+from wsa.encode.models.paper.base import Frozen, gray
 
 KEYPOINTS = 4
 
@@ -30,7 +30,7 @@ class Block(nn.Sequential):
 class FeatureEncoder(Frozen):
     """Feature encoder of one frame, alias `oke`; 271 M multiplications."""
 
-    sees: ClassVar[Input] = grey(84, 84)
+    sees: ClassVar[Input] = gray(84, 84)
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from wsa.encode.models.custom import UserModel
 from wsa.encode.models.paper.base import Frozen
-from wsa.encode.models.paper.catalog import NETWORKS, OTHER_NETWORKS, PREFIX, licence
+from wsa.encode.models.paper.catalog import NETWORKS, OTHER_NETWORKS, PREFIX, license
 from wsa.encode.models.user_network import UserNetwork
 from wsa.store.common.errors import ConflictError, UsageError
 
@@ -82,7 +82,7 @@ def build(timm_name: str, source: str, seed: int = 0, where: str = "") -> PaperN
         _load(made, alias, shipped(alias))
     elif source.startswith("file:"):
         made = _build_from_file(alias, Path(source.removeprefix("file:")))
-    declared = UserModel(made, made.sees, made.window, licence=licence(source))
+    declared = UserModel(made, made.sees, made.window, license=license(source))
     return PaperNetwork(declared).eval().requires_grad_(False)
 
 

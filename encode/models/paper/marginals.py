@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wsa.encode.models.custom import Input
-from wsa.encode.models.paper.base import Frozen, grey, initialise
+from wsa.encode.models.paper.base import Frozen, gray, initialize
 
 
 class MarginalEncoder(Frozen):
@@ -23,7 +23,7 @@ class MarginalEncoder(Frozen):
     It has 2,736 parameters and needs 1.5 M multiplications.
     """
 
-    sees: ClassVar[Input] = grey(84, 84)
+    sees: ClassVar[Input] = gray(84, 84)
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class MarginalEncoder(Frozen):
             nn.Conv2d(1, 16, 5, 2), nn.ReLU(),
             nn.Conv2d(16, 16, 3, 2), nn.ReLU(),
         )  # fmt: skip
-        initialise(self)
+        initialize(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode frames (B, 1, 84, 84) in [0, 1] as codes (B, 608).

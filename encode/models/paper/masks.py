@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from wsa.encode.models.custom import Input
-from wsa.encode.models.paper.base import Frozen, grey
+from wsa.encode.models.paper.base import Frozen, gray
 
 OBJECTS = 20
 CODE = 512
@@ -39,7 +39,7 @@ class Residual(nn.Module):
 class ObjectMasks(Frozen):
     """Encoder of two frames to a code, and decoder of a code to masks; alias `vos`."""
 
-    sees: ClassVar[Input] = grey(_SIDE, _SIDE)
+    sees: ClassVar[Input] = gray(_SIDE, _SIDE)
     window: ClassVar[int] = 2
 
     def __init__(self) -> None:

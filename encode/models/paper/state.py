@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from wsa.encode.models.custom import Input
-from wsa.encode.models.paper.base import Frozen, grey, initialise
+from wsa.encode.models.paper.base import Frozen, gray, initialize
 
 STACK = 4
 
@@ -20,7 +20,7 @@ STACK = 4
 class StateEncoder(Frozen):
     """Encoder of four frames, alias `sr`; 2.02 M parameters, 48 M multiplications."""
 
-    sees: ClassVar[Input] = grey(210, 160)
+    sees: ClassVar[Input] = gray(210, 160)
     window: ClassVar[int] = STACK
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class StateEncoder(Frozen):
         self.code = nn.Sequential(
             nn.Conv2d(128, 64, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 9 * 6, 512)
         )
-        initialise(self)
+        initialize(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode frames (B, 4, 210, 160) in [0, 1], oldest first, as codes (B, 512)."""

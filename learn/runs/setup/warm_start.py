@@ -118,7 +118,7 @@ def transfer(
     """
     old = checkpoint.read(path)[0]
     per_model = torso.fusion.per_model if isinstance(torso, Torso) else ()
-    lists = ["torso.normalisers", *(f"torso.fusion.{name}" for name in per_model)]
+    lists = ["torso.normalizers", *(f"torso.fusion.{name}" for name in per_model)]
     fresh = []
     for name, tensor in network.state_dict().items():
         source = old.get(f"online.{_old_name(name, lists, models, before)}")

@@ -24,7 +24,7 @@ from wsa.learn.study.trained_runs import TrainedRun
 from wsa.learn.training import checkpoint
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
-from wsa.store.objects.flat_map import FlatMap, materialise
+from wsa.store.objects.flat_map import FlatMap, materialize
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -144,7 +144,7 @@ def _data(folder: Path, config: OfflineRun | OnlineRun) -> FlatMap:
             f"that all of its models have encoded. Make some: wsa collect --game {config.game}, "
             f"then wsa encode --game {config.game} --models {called}",
         )
-    return materialise(only(snapshot, config.game, encoded), config.game, config.inputs)
+    return materialize(only(snapshot, config.game, encoded), config.game, config.inputs)
 
 
 def _held_out(

@@ -313,7 +313,7 @@ def test_an_encoder_takes_any_image():
     rng = np.random.default_rng(0)
     several = rng.integers(0, 256, (3, 50, 40, 3), np.uint8)
     together = encoder(several)
-    assert together.shape == (3, 96) and encoder.window == 1 and "random" in encoder.licence
+    assert together.shape == (3, 96) and encoder.window == 1 and "random" in encoder.license
     np.testing.assert_array_equal(encoder(several[1]), together[1])
     np.testing.assert_array_equal(encoder(Image.fromarray(several[1])), together[1])
     others = [several[0], Image.fromarray(several[1]), np.zeros((20, 30), np.uint8)]

@@ -134,6 +134,22 @@ def test_a_bench_from_before_clipping_stays_unclipped(tmp_path):
     assert grid.shared_settings(both, snapshot).options["clip_embeddings"] == 5
 
 
+def test_a_bench_may_have_recorded_an_option_under_its_old_name(tmp_path):
+    snapshot = take_snapshot(open_store(str(tmp_path / "store"), create=True))
+
+    def settings(normalizer):
+        bench = str(tmp_path / "bench")
+        o = options(models=("a",), normalizer=normalizer, bench_dir=bench)
+        return o, grid.shared_settings(o, snapshot)
+
+    o, begun = settings("sigmoid")
+    begun.options["normaliser"] = begun.options.pop("normalizer")
+    grid.write(o, begun)
+    with pytest.raises(ConflictError, match="was started with --normalizer sigmoid, not softmax"):
+        settings("softmax")
+    assert "normaliser" not in settings("sigmoid")[1].options
+
+
 def test_a_table_names_the_changed_options():
     assert grid.changed(options(models=("a",))) == []
     changed = grid.changed(options(models=("a",), fusion_preset="thesis", updates=7))

@@ -13,7 +13,7 @@ from wsa.learn.bench import report as bench_report
 from wsa.learn.bench.grid import RESULT, Result
 from wsa.learn.bench.report import ALL, RUN_COLUMNS, Method, tabulate
 from wsa.learn.configs.evaluation import EvaluationSettings
-from wsa.learn.evaluation.scores import human_normalised, interquartile_mean, stratified_interval
+from wsa.learn.evaluation.scores import human_normalized, interquartile_mean, stratified_interval
 
 EVALUATION = EvaluationSettings(episodes=100, epsilon=0.001, seed=10_000, num_envs=4)
 OPTIONS = {"store": "/lab/wsa", "algo": "cql", "updates": 7, "hidden": ["256"]}
@@ -40,12 +40,12 @@ def test_a_method_is_summarized_by_game_and_over_all_games():
         returns = SCORES[line.game]
         assert line.mean == pytest.approx(np.mean(returns))
         assert line.std == pytest.approx(np.std(returns, ddof=1))
-        assert line.normalised == pytest.approx(
-            human_normalised(line.game, float(np.mean(returns)))
+        assert line.normalized == pytest.approx(
+            human_normalized(line.game, float(np.mean(returns)))
         )
-    table = np.array([[human_normalised(g, SCORES[g][s]) for g in SCORES] for s in range(3)])
+    table = np.array([[human_normalized(g, SCORES[g][s]) for g in SCORES] for s in range(3)])
     assert overall.game == ALL and (overall.games, overall.seeds) == (3, 3)
-    assert overall.normalised == pytest.approx(interquartile_mean(table))
+    assert overall.normalized == pytest.approx(interquartile_mean(table))
     assert overall.interval == stratified_interval(table)
 
 
@@ -71,7 +71,7 @@ def test_the_aggregate_is_over_complete_seeds_and_games_with_a_human_score():
     *_, overall = tabulate([*incomplete, make_result("Adventure", 0, 5.0)])
     assert (overall.games, overall.seeds) == (3, 2)
     *_, raw, empty = tabulate([make_result("Adventure", 0, 5.0)])
-    assert (raw.mean, raw.normalised) == (5.0, None)
+    assert (raw.mean, raw.normalized) == (5.0, None)
     assert (empty.games, empty.seeds, empty.interval) == (0, 0, None)
 
 
@@ -80,6 +80,7 @@ def test_the_files_of_a_bench(tmp_path):
     first = make_results()
     del first[0].summary["parameters"]  # As older versions write it.
     first[1].summary["updates"] = 50 + first[1].summary.pop("trained")
+    first[1].summary["human_normalised"] = 0.5 + first[1].summary.pop("human_normalized")
     runs = [
         *first,
         make_result("Pong", 9, 99.0, evaluation=other),
@@ -108,6 +109,7 @@ def test_the_files_of_a_bench(tmp_path):
         assert len(rows) == count
         if name == "results.csv":
             assert sorted(row["trained"] for row in rows) == ["0"] * 9 + ["50"]
+            assert [row["human_normalized"] for row in rows if row["trained"] == "50"] == ["0.5"]
     assert [(r["step"], r["scalar"], r["value"]) for r in rows] == [
         ("3", "charts/episodic_return", "2.5"), ("4", "wsa/weight/lite0", "0.5"),
     ]  # fmt: skip
@@ -122,4 +124,4 @@ def test_the_files_of_a_bench(tmp_path):
     rows = read_csv(tmp_path / "curves.csv")
     assert ("eval/episodic_return", "1.5") in [(r["scalar"], r["value"]) for r in rows]
     summary = report.summary([])
-    assert summary["runs"] == 10 and summary["table"][1]["human_normalised"] is None
+    assert summary["runs"] == 10 and summary["table"][1]["human_normalized"] is None

@@ -134,7 +134,7 @@ def test_every_fusion_has_the_same_signature(name):
 
 
 OTHERS = {
-    "size": 12, "layers": 2, "channels": 5, "score_activation": "relu", "normaliser": "sigmoid",
+    "size": 12, "layers": 2, "channels": 5, "score_activation": "relu", "normalizer": "sigmoid",
     "layer_norm": False, "temperature": 2.0, "scorer_hidden": False, "dropout": 0.5, "init": "small",
 }  # fmt: skip
 

@@ -49,9 +49,9 @@ def compute_by_equations(fusion, config, inputs, context, present):
         else:
             c = adapter("context", inputs[context][row, -1])
         scores = torch.stack([score(torch.cat([c, e])) for e in adapted.values()])
-        if config.normaliser == "softmax":
+        if config.normalizer == "softmax":
             w = scores.exp() / scores.exp().sum()
-        elif config.normaliser == "sigmoid":
+        elif config.normalizer == "sigmoid":
             w = 1 / (1 + (-scores).exp())
         else:
             w = scores.clamp_min(0) / max(scores.clamp_min(0).sum(), 1e-8)
@@ -80,7 +80,7 @@ def make_wsa(widths, context, size, batch=3, **switches):
         {},
         optional={
             "score_activation": st.sampled_from(["none", "relu"]),
-            "normaliser": st.sampled_from(["softmax", "relu-sum", "sigmoid"]),
+            "normalizer": st.sampled_from(["softmax", "relu-sum", "sigmoid"]),
             "layer_norm": st.booleans(),
             "temperature": st.sampled_from([0.5, 2.0]),
             "scorer_hidden": st.booleans(),
@@ -104,16 +104,16 @@ def test_states_and_weights_equal_the_equations(widths, size, batch, switches, d
     torch.testing.assert_close(state.double(), expected_state, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(weights.double(), expected_weights, rtol=1e-3, atol=1e-4)
     assert (weights[:, [i for i in range(len(widths)) if i not in present]] == 0).all()
-    if config.normaliser == "softmax":
+    if config.normalizer == "softmax":
         torch.testing.assert_close(weights.sum(dim=1), torch.ones(batch))
 
 
 def test_presets_have_the_authors_settings():
     thesis, paper = make_fusion_config(preset="thesis"), make_fusion_config(preset="paper")
-    assert (thesis.score_activation, thesis.normaliser, thesis.layer_norm) == (
+    assert (thesis.score_activation, thesis.normalizer, thesis.layer_norm) == (
         "relu", "softmax", False,
     )  # fmt: skip
-    assert (paper.score_activation, paper.normaliser, paper.layer_norm) == (
+    assert (paper.score_activation, paper.normalizer, paper.layer_norm) == (
         "relu", "relu-sum", True,
     )  # fmt: skip
     assert not thesis.scorer_hidden and not paper.scorer_hidden

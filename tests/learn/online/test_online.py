@@ -488,7 +488,7 @@ def test_an_added_model_is_normalized_and_the_others_stay_as_they_were(recorded,
     old = load_file(checkpoint.latest(recorded.run / "checkpoints"))
     train_playing(tmp_path / "run", config)
     new = load_file(checkpoint.latest(tmp_path / "run" / "checkpoints"))
-    moments = [f"online.torso.normalisers.{{}}.{name}" for name in ("mean", "deviation")]
+    moments = [f"online.torso.normalizers.{{}}.{name}" for name in ("mean", "deviation")]
     added = len(config.inputs) - 1
     for name, initial in zip(moments, (0, 1), strict=True):
         for i in range(added):

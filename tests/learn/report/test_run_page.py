@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from wsa.learn.configs.algorithms import CQLConfig, PPOConfig
+from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari
 from wsa.learn.runs import report
@@ -118,3 +119,11 @@ def test_a_run_from_before_clipping_keeps_its_network(run, normalize, clip):
     del values["network"]["clip_embeddings"]
     (run / "config.json").write_text(json.dumps(values))
     assert read_config(run).network == NetworkConfig(normalize=normalize, clip_embeddings=clip)
+
+
+def test_a_run_may_have_recorded_an_option_under_its_old_name(run):
+    network = NetworkConfig(FusionConfig(normalizer="sigmoid"))
+    values = msgspec.to_builtins(online_config(network))
+    values["network"]["fusion"]["normaliser"] = values["network"]["fusion"].pop("normalizer")
+    (run / "config.json").write_text(json.dumps(values))
+    assert read_config(run).network == network

@@ -15,7 +15,7 @@ from wsa import cli
 from wsa.learn.bench.grid import RESULT, Result, Settings, cells
 from wsa.learn.bench.report import complete
 from wsa.learn.bench.run_cell import Failure
-from wsa.learn.evaluation.scores import human_normalised
+from wsa.learn.evaluation.scores import human_normalized
 from wsa.learn.study import combine_plan, combine_report
 from wsa.learn.study.combine_plan import Plan, Planned, bench_options, method_of, untrained
 from wsa.learn.study.combine_report import EvaluatedRun
@@ -45,7 +45,7 @@ def write_result(run, mean, std=1.0):
     summary = {
         "updates": 7, "episodes": 100, "return_mean": mean, "return_std": std,
         "return_low": mean - 1, "return_high": mean + 1, "random_return_mean": -20.0,
-        "random_return_std": 1.0, "human_normalised": human_normalised(r.game, mean),
+        "random_return_std": 1.0, "human_normalized": human_normalized(r.game, mean),
     }  # fmt: skip
     run.cell.folder.mkdir(parents=True)
     result = Result(r.game, r.fusion, r.models, r.seed, run.cell.evaluation, summary)
@@ -152,7 +152,7 @@ def test_the_report_has_the_results_and_names_missing_runs(report):
     # wsa has 9, 10, 11 and lin 4, 5: wsa wins every pair, also against uniform.
     assert by_name["lin"]["against"] == by_name["uniform"]["against"] == (1, 1, 1)
     assert by_name["wsa"]["against"] is None and by_name["uniform"]["no_better"] == 6
-    low, high = (human_normalised(g, x) for g, x in (("Breakout", 9.0), ("Pong", 11.0)))
+    low, high = (human_normalized(g, x) for g, x in (("Breakout", 9.0), ("Pong", 11.0)))
     assert low and high and low < by_name["wsa"]["iqm"].value < high
 
 

@@ -11,9 +11,9 @@ import pytest
 from wsa.learn.envs import atari
 from wsa.learn.envs.variants import parse_variant
 from wsa.learn.study.games import PlayedGames
-from wsa.learn.study.generalising.retention import Retention
-from wsa.learn.study.generalising.shift import StateOutputs, cosine, shift
-from wsa.learn.study.generalising.suites import SUITES, variants_of
+from wsa.learn.study.generalizing.retention import Retention
+from wsa.learn.study.generalizing.shift import StateOutputs, cosine, shift
+from wsa.learn.study.generalizing.suites import SUITES, variants_of
 
 
 def specs(suite, game, protocol="classic"):
@@ -33,7 +33,7 @@ def test_suites_have_the_variants_of_a_game():
     assert specs("sticky", "Pong", "v5") == ["sticky=0", "sticky=0.5"]
     for suite in SUITES:
         assert "" not in specs(suite, "Breakout")
-    assert not parse_variant("look:grey+sticky=0.25", "Pong").keeps_rules
+    assert not parse_variant("look:gray+sticky=0.25", "Pong").keeps_rules
 
 
 def test_only_the_cartridges_switches_need_the_emulator(monkeypatch):

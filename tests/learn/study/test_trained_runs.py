@@ -39,7 +39,7 @@ def test_a_random_policy_does_not_look(tmp_path):
     run, played = TrainedRun(tmp_path, config), Games(tmp_path, EvaluationSettings(5, 0.5, 40, 2))
     unchanged, looks, rules = (
         played.random_path(run, parse_variant(spec, "Pong") if spec else None)
-        for spec in ("", "look:grey", "look:grey+sticky=0.25")
+        for spec in ("", "look:gray", "look:gray+sticky=0.25")
     )
     assert looks == unchanged != rules
 

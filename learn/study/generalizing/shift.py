@@ -206,14 +206,14 @@ def _record_states(
         shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
     rows = torch.cat(stacks.newest)
     return StateOutputs(
-        np.stack(actions_taken), _normalised(player, rows), shares, np.concatenate(greedy)
+        np.stack(actions_taken), _normalized(player, rows), shares, np.concatenate(greedy)
     )
 
 
 @torch.inference_mode()
-def _normalised(player: Player, rows: Tensor) -> list[Floats]:
+def _normalized(player: Player, rows: Tensor) -> list[Floats]:
     """Embeddings (n, width) of each fused model, as the network normalizes or decodes them."""
     torso, models = player.network.torso, len(player.config.models)
     parts = rows.to(player.network.device).float()[:, None].split(list(torso.inputs.widths), dim=2)
-    pairs = zip(torso.normalisers[:models], parts, strict=False)
-    return [normalise(part)[:, 0].cpu().numpy() for normalise, part in pairs]
+    pairs = zip(torso.normalizers[:models], parts, strict=False)
+    return [normalize(part)[:, 0].cpu().numpy() for normalize, part in pairs]

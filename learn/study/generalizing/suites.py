@@ -8,12 +8,12 @@ from wsa.store.format.records import Protocol
 
 # What the authors intended to play. Their script names 25 recolorings that later versions of
 # HackAtari silently ignore, and passes the lazy enemy's name so that it is read letter by letter.
-COLOURS = ("black", "grey", "red", "blue", "green")
+COLORS = ("black", "gray", "red", "blue", "green")
 _AUTHORS = {
     "Breakout": [f"ram:breakout-p{p}-b{b}" for p in range(5) for b in range(5)],
     "Pong": ["ram:pong-lazy"],
 }
-_LOOK = ("look:invert", "look:grey", "look:hue=120", "look:hue=240", "look:palette=1", "look:dim=0.5")  # fmt: skip
+_LOOK = ("look:invert", "look:gray", "look:hue=120", "look:hue=240", "look:palette=1", "look:dim=0.5")  # fmt: skip
 _NOISE = ("noise=0.05", "noise=0.2", "occlude=16", "occlude=48", "flicker=0.25", "flicker=0.5")
 _STICKY = (0.0, 0.25, 0.5)
 

@@ -1,4 +1,4 @@
-"""The report of `wsa study generalise`."""
+"""The report of `wsa study generalize`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.study import output, trained_runs
 from wsa.learn.study.games import env_seeds, evaluation_note
-from wsa.learn.study.generalising.retention import FEW, Pair, Retention
-from wsa.learn.study.generalising.shift import Shift
-from wsa.learn.study.generalising.suites import COLOURS
+from wsa.learn.study.generalizing.retention import FEW, Pair, Retention
+from wsa.learn.study.generalizing.shift import Shift
+from wsa.learn.study.generalizing.suites import COLORS
 from wsa.learn.study.trained_runs import TrainedRun
 
-KIND, TITLE = "generalise", "In games that the runs were not trained on"
+KIND, TITLE = "generalize", "In games that the runs were not trained on"
 COLUMNS = (
     *trained_runs.COLUMNS, "checkpoint", "suite", "variant", "policy", "number", "env_seed", "return",
 )  # fmt: skip
@@ -78,11 +78,11 @@ def write(
     seeds, of_run = env_seeds(evaluation), trained_runs.COLUMNS
     tables = {
         KIND: (COLUMNS, [row for one in runs for row in _rows(one, seeds)]),
-        "generalise-kept": (
+        "generalize-kept": (
             (*of_run, *KEPT_COLUMNS),
             [(*one.run.columns, *row) for one in runs for row in _kept_rows(one)],
         ),
-        "generalise-shift": (
+        "generalize-shift": (
             (*of_run, *SHIFT_COLUMNS),
             [(*one.run.columns, *row) for one in runs for row in _shift_rows(one)],
         ),
@@ -178,7 +178,7 @@ def _parts(one: VariantResult, games: int) -> Iterator[Part]:
     elif games < FEW:
         yield Text(f"With fewer than {FEW} games per condition, the intervals say little.")
     for suite, variants in one.suites.items():
-        if suite == "authors" and len(variants) == len(COLOURS) ** 2:
+        if suite == "authors" and len(variants) == len(COLORS) ** 2:
             yield _recolorings(one, retention, list(variants.values()))
         else:
             yield _bars(one, retention, suite, variants)
@@ -223,11 +223,11 @@ def _bars(
 def _recolorings(one: VariantResult, retention: Retention, pairs: Sequence[Pair]) -> Figure:
     """The paper's 25 recolorings, by color of the player and of the blocks."""
     numbers = [kept.value if (kept := retention.share([p])) else p[0].mean for p in pairs]
-    values = np.array(numbers).reshape(len(COLOURS), len(COLOURS))
+    values = np.array(numbers).reshape(len(COLORS), len(COLORS))
     title = "share kept" if retention.beats_random else "mean return"
     note = "Black is the background's color, so black objects are invisible."
     svg = figures.heat_map(
-        values, COLOURS, COLOURS, "color of the blocks", y_label="player and ball",
+        values, COLORS, COLORS, "color of the blocks", y_label="player and ball",
         strongest=1.0 if retention.beats_random else None,
     )  # fmt: skip
     return Figure(f"Breakout's 25 recolorings, {title}: {one.run.name}", svg, note)

@@ -1,4 +1,4 @@
-"""`wsa study generalise`: how trained runs play games that they were not trained on."""
+"""`wsa study generalize`: how trained runs play games that they were not trained on."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from wsa.learn.bench.grid import print_grid
 from wsa.learn.bench.run_cell import ERROR, Failure, failure, say_failed
-from wsa.learn.configs.study import GeneraliseOptions
+from wsa.learn.configs.study import GeneralizeOptions
 from wsa.learn.envs.variants import Variant
 from wsa.learn.runs.data import find_store
 from wsa.learn.study.costs import seconds_per_step, steps_per_game
 from wsa.learn.study.games import UNCHANGED, Condition, Games, variant_condition
-from wsa.learn.study.generalising import report
-from wsa.learn.study.generalising.report import VariantResult
-from wsa.learn.study.generalising.shift import Shifts
-from wsa.learn.study.generalising.suites import SUITES, variants_of
+from wsa.learn.study.generalizing import report
+from wsa.learn.study.generalizing.report import VariantResult
+from wsa.learn.study.generalizing.shift import Shifts
+from wsa.learn.study.generalizing.suites import SUITES, variants_of
 from wsa.learn.study.trained_runs import TrainedRun, open_run, print_results, runs_of
 from wsa.learn.training import checkpoint
 from wsa.store.common import terminal, user_code
@@ -47,14 +47,14 @@ class Plan:
         return {"": UNCHANGED} | {v.spec: variant_condition(v) for v in self.variants}
 
 
-def generalise(o: GeneraliseOptions) -> int:
-    """`wsa study generalise`; the exit code is that of the first failed run, or 0."""
+def generalize(o: GeneralizeOptions) -> int:
+    """`wsa study generalize`; the exit code is that of the first failed run, or 0."""
     if o.quick:
         few = min(o.episodes, QUICK_GAMES), min(o.states, QUICK_STATES)
         o = dataclasses.replace(o, episodes=few[0], states=few[1])
     runs = runs_of(o)
     if not o.episodes:
-        raise UsageError("wsa study generalise: --episodes must be at least 1.")
+        raise UsageError("wsa study generalize: --episodes must be at least 1.")
     plans = [_plan(o, run) for run in runs]  # Check all runs before playing the first.
     missing_suites = _missing_suites(plans, _suites(o))
     for remark in missing_suites:
@@ -83,11 +83,11 @@ def generalise(o: GeneraliseOptions) -> int:
     return say_failed(failed)
 
 
-def _suites(o: GeneraliseOptions) -> tuple[str, ...]:
+def _suites(o: GeneralizeOptions) -> tuple[str, ...]:
     return SUITES if o.suite == "all" else (o.suite,)
 
 
-def _plan(o: GeneraliseOptions, run: TrainedRun) -> Plan:
+def _plan(o: GeneralizeOptions, run: TrainedRun) -> Plan:
     checkpoint.latest(run.folder / "checkpoints")  # An error if there is none.
     game, protocol = run.config.game, run.config.protocol
     by_suite = {suite: variants_of(suite, game, protocol) for suite in _suites(o)}
@@ -105,7 +105,7 @@ def _missing_suites(plans: list[Plan], suites: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _dry(o: GeneraliseOptions, plans: list[Plan], games: Games, shifts: Shifts) -> int:
+def _dry(o: GeneralizeOptions, plans: list[Plan], games: Games, shifts: Shifts) -> int:
     games_left = states_left = 0
     minutes = 0.0
     of_random: set[Path] = set()
@@ -136,7 +136,7 @@ def _dry(o: GeneraliseOptions, plans: list[Plan], games: Games, shifts: Shifts) 
 
 
 def _study_run(
-    o: GeneraliseOptions,
+    o: GeneralizeOptions,
     plan: Plan,
     games: Games,
     shifts: Shifts,

@@ -1,1 +1,0 @@
-"""`wsa study generalise`: trained runs in games that look or play differently."""

@@ -1,0 +1,1 @@
+"""`wsa study generalize`: trained runs in games that look or play differently."""
