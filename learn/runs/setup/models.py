@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from wsa.encode.configs import weights_files
 from wsa.encode.models.paper import catalog
@@ -21,7 +20,7 @@ from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT
 from wsa.learn.runs.presence import named_model
 from wsa.store.common import names
-from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.common.errors import MissingError, UsageError, WsaError
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
@@ -44,22 +43,21 @@ class StoredModels:
             MissingError: If one of them has not encoded the game.
         """
         stored = [stored_name(self._snapshot, name) for name in requested]
-        with self._hint():
-            return choose_models(self._snapshot, self._game, stored, partly=self._partly)
+        return self._choose(choose_models, stored)
 
     def default_keys(self) -> list[str]:
         """Keys of wsa's default models if they have encoded the game, or else of all that have."""
-        with self._hint():
-            return default_models(self._snapshot, self._game, partly=self._partly)
+        return self._choose(default_models)
 
-    @contextlib.contextmanager
-    def _hint(self) -> Iterator[None]:
-        """If only a part of the game is encoded, let the error say how to learn from that part."""
+    def _choose(self, choose: Callable[..., list[str]], *asked: Sequence[str]) -> list[str]:
+        """Choose models; if --encoded-only would help, the error says so."""
         try:
-            yield
+            return choose(self._snapshot, self._game, *asked, partly=self._partly)
         except MissingError as error:
-            if self._partly or not self._snapshot.embeddings(self._game):
-                raise
+            try:
+                choose(self._snapshot, self._game, *asked, partly=True)
+            except WsaError:
+                raise error from None
             raise MissingError(
                 error.kind, f"{error}. Or learn from what is encoded so far: add --encoded-only."
             ) from None
