@@ -137,13 +137,15 @@ class RemoteBackend:
             try:
                 client = self._client(reading=True)
                 for page in client.list(key or None, chunk_size=PAGE):
-                    tries = _Tries()
+                    known = len(seen)
                     for meta in page:
                         path = meta["path"]
                         # Web consoles create a folder as an empty object of its name.
                         if path not in seen and path != key:
                             seen.add(path)
                             yield Entry(path, meta["size"], meta["last_modified"].timestamp())
+                    if len(seen) > known:  # This try got further than those before.
+                        tries = _Tries()
                 return
             except InvalidPathError as error:
                 raise DamagedError(

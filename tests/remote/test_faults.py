@@ -1,11 +1,13 @@
 """P11: a failing bucket causes no false conflict and no lost or double commit, and wsa gives up."""
 
+import datetime
 import itertools
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from obstore.exceptions import BaseError
 
 from wsa.store.backends.bucket import RemoteBackend
 from wsa.store.common import names
@@ -140,6 +142,22 @@ def test_a_long_listing_has_everything_once_despite_faults(remote, faulty, backe
         faulty.clear(lambda r, turn=turn, fault=fault: fault if r.number % 3 == turn else None)
         found = [entry.path for entry in remote.list("commits")]
         assert (len(found), set(found)) == (1050, paths)
+
+
+def test_a_listing_whose_second_page_keeps_failing_is_given_up(remote, environment, monkeypatch):
+    environment.setenv("WSA_RETRY_S", "0.3")
+
+    class TwoPages:
+        def list(self, key, chunk_size):
+            yield [{"path": "a", "size": 1, "last_modified": datetime.datetime.now(datetime.UTC)}]
+            raise BaseError("status code: 503 Service Unavailable")
+
+    monkeypatch.setattr(remote, "_client", lambda **how: TwoPages())
+    found = []
+    with pytest.raises(StorageError, match=r"kept failing for 0\.3 s"):
+        for entry in remote.list(""):
+            found.append(entry.path)
+    assert found == ["a"]
 
 
 # Each fault and each verb once; `make nightly` tries all pairs.
