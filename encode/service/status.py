@@ -17,7 +17,7 @@ from wsa.encode.jobs.plan import Digests, make_plan
 from wsa.encode.service.heartbeat import MISSED_HEARTBEATS, StoredHeartbeat, read_heartbeats
 from wsa.store.backends.base import Backend
 from wsa.store.objects.model_spec import read_spec
-from wsa.store.objects.root import open_store
+from wsa.store.objects.root import open_store, require_present
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 REFRESH_S = 5.0
@@ -133,6 +133,7 @@ class StatusReader:
         with self._lock:
             if self._newest is None or time.monotonic() - self._read_at > REFRESH_S / 2:
                 self._backend = self._backend or open_store(self.url)
+                require_present(self._backend)  # A missing folder would read as an empty store.
                 self._snapshot = take_snapshot(self._backend, self._snapshot)
                 self._newest = read_status(self._backend, self._snapshot, self._digests)
                 self._read_at = time.monotonic()

@@ -22,7 +22,7 @@ from wsa.encode.service.heartbeat import ModelCounters, read_heartbeats
 from wsa.encode.service.service import Service
 from wsa.encode.service.status import StatusReader, is_lost
 from wsa.store.common import hashing, names, terminal
-from wsa.store.common.errors import UsageError
+from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -143,6 +143,21 @@ def test_the_page_reports_a_missing_store_and_recovers(tmp_path):
         assert json.loads(status)["error"]["kind"] == "no-store"
         open_store(reader.url, create=True)
         assert "No service keeps this store encoded" in fetch(f"{url}/")[1]
+
+
+def test_the_page_reports_a_store_that_is_gone(store, key, fill, monkeypatch, tmp_path):
+    monkeypatch.setattr("wsa.encode.service.status.REFRESH_S", -1.0)
+    fill(store, [[0, 9]])
+    reader = StatusReader(store.url)
+    assert reader.read().games.keys() == {"Pong"}
+    root = Path(store.url)
+    root.rename(tmp_path / "away")
+    root.mkdir()  # What an unmounted share leaves.
+    with pytest.raises(StorageError, match="is gone"):
+        reader.read()
+    root.rmdir()
+    (tmp_path / "away").rename(root)
+    assert reader.read().games.keys() == {"Pong"}
 
 
 def test_status_serves_until_it_is_interrupted(store, run_wsa, monkeypatch):
