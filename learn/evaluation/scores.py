@@ -78,7 +78,7 @@ RANDOM_HUMAN: dict[str, tuple[float, float]] = {
     "Tutankham": (11.4, 167.6),
     "UpNDown": (533.4, 11693.2),
     "Venture": (0.0, 1187.5),
-    "VideoPinball": (0.0, 17667.9),
+    "VideoPinball": (16256.9, 17667.9),
     "WizardOfWor": (563.5, 4756.5),
     "YarsRevenge": (3092.9, 54576.9),
     "Zaxxon": (32.5, 9173.3),

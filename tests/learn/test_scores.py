@@ -81,6 +81,9 @@ def test_human_normalized_scores_of_ten_games():
 def test_every_game_with_a_score_is_an_ale_game():
     assert set(RANDOM_HUMAN) <= set(atari.games())
     assert all(human > random for random, human in RANDOM_HUMAN.values())
+    without_points = {game for game, (random, _) in RANDOM_HUMAN.items() if random == 0}
+    assert without_points == {"Enduro", "Freeway", "MontezumaRevenge", "Venture"}
+    assert RANDOM_HUMAN["VideoPinball"] == (16256.9, 17667.9)  # Wang et al., 2016.
 
 
 # Two games: of 6 pairs, X wins 5 in the first; it wins 2 and draws 3 in the second.
