@@ -50,6 +50,9 @@ from wsa.store.objects.snapshot import Snapshot
 # Size of a chunk, which is a file: few files, and one chunk of every column fits in memory.
 CHUNK_BYTES = 4 << 20
 
+# Attributes of a model's column, by their name in its spec.
+_ATTRIBUTES = {"timm_name": "timm_name", "source": "source", "licence": "license"}
+
 # Name, type and meaning of each column of the table of rows.
 ROW_COLUMNS: dict[str, tuple[str, str]] = {
     "frame_index": ("int64", "the observation: a place on the axis `frame`"),
@@ -401,9 +404,7 @@ def _model(snapshot: Snapshot, plan: ExportPlan, group: zarr.Group, key: str) ->
     # Each model has its own axes, since an axis may differ in length between models.
     axes = (unit, *(f"{key}_{axis}" for axis in range(1, len(shape) + 1)))
     spec = _spec(snapshot, key)
-    attributes = {
-        "timm_name": spec["timm_name"], "source": spec["source"], "license": spec["licence"],
-    }  # fmt: skip
+    attributes = {_ATTRIBUTES[name]: value for name, value in spec.items() if name in _ATTRIBUTES}
     if window > 1:
         attributes["window"] = window
     return Column(group, key, (count, *shape), dtype, axes, attributes)
