@@ -230,7 +230,9 @@ def materialize(
     segments = snapshot.segments_of(game)
     _require_encoded(snapshot, game, models, segments)
     windows, shapes, dtype = shapes_of(snapshot, game, models)
-    name = hashing.identity([snapshot.backend.url, game, list(models)])[:24]
+    # A snapshot of fewer segments may need no float32, so the two have a folder each.
+    kind = [] if dtype == "float16" else [dtype]
+    name = hashing.identity([snapshot.backend.url, game, list(models), *kind])[:24]
     folder = (cache or cache_folder()) / "flat" / name
     with atomic_files.storage_errors(folder):
         atomic_files.make_folder(folder)
@@ -286,10 +288,13 @@ def shapes_of(
 def layout_of(snapshot: Snapshot, game: str, key: str) -> tuple[int, tuple[int, ...], str]:
     """Return a model's window, the shape of one embedding, and a dtype that holds all of them.
 
+    Only the snapshot's segments count: what others encode meanwhile must not change a run's table.
+
     Raises:
         ConflictError: If windows or shapes differ, or there are no embeddings.
     """
-    metas = snapshot.embeddings(game, key)
+    segments = {meta.segment for meta in snapshot.segments(game)}
+    metas = [meta for meta in snapshot.embeddings(game, key) if meta.segment in segments]
     layouts = {(meta.window, meta.shape[1:]) for meta in metas}
     if len(layouts) != 1:
         raise ConflictError(

@@ -23,7 +23,7 @@ from wsa.store.common.errors import (
 from wsa.store.format import arrays
 from wsa.store.objects import flat_map
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.testing.faults import MemoryBackend
 
 # Shape and window of each model; models of windows and of single frames are mixed.
@@ -253,6 +253,20 @@ def test_one_float32_segment_makes_the_map_float32(store, kit, models, tmp_path)
     assert flat.embeddings.dtype == np.float32 and np.abs(flat.embeddings).max() > 65504
     check_map(flat, take_snapshot(store), models)
     np.testing.assert_array_equal(before.embeddings, copied)
+
+
+def test_the_type_is_that_of_the_snapshots_segments(store, kit, models, tmp_path):
+    fill(store, kit, range(2))
+    (meta,) = fill(store, kit, [2], first={"dtype": "float32", "scale": 1e6})
+    whole = take_snapshot(store)
+    others = {
+        p: c for p, c in whole.commits.items() if p != names.segment_path(kit.GAME, meta.segment)
+    }
+    part = flat_map.materialize(Snapshot(store, others), kit.GAME, models, tmp_path)
+    assert part.embeddings.dtype == np.float16
+    materialize(store, models, tmp_path)
+    # Neither replaces the files of the other.
+    assert len(list(tmp_path.glob("flat/*/flat.json"))) == 2
 
 
 @pytest.mark.parametrize(

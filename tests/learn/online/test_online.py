@@ -16,6 +16,7 @@ from learn_kit import (
     RESNET,
     SHORT_DQN,
     SHORT_PPO,
+    add_play,
     killed_at_checkpoint,
     plan_online,
     read_checkpoint,
@@ -46,10 +47,12 @@ from wsa.learn.training import checkpoint
 from wsa.learn.training.metrics import EVALUATION_RETURN
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.objects.writer import commit_embedding
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_segments")
 
@@ -304,6 +307,34 @@ def test_a_finished_run_can_be_extended(store, tmp_path, algo, exact, caplog):
         for run in ("extended", "long")
     )
     assert one.keys() == other.keys() and (one == other) == exact
+
+
+def test_a_run_continues_after_others_stored_numbers_too_large_for_its_table(store, tmp_path):
+    backend = open_store(str(store))
+    (model,) = take_snapshot(backend).models
+    shape = read_spec(take_snapshot(backend), model).shape
+    add_play(backend)
+    _embed_with(backend, model, np.zeros(shape, np.float16))
+    flags = {**PPO, "total_timesteps": 32}
+    before, _ = train_online(store, tmp_path / "run", **flags)
+    assert before.segments
+    add_play(backend)
+    _embed_with(backend, model, np.full(shape, 1e6, np.float32))
+    config, played = train_online(store, tmp_path / "run", **{**flags, "total_timesteps": 48})
+    assert (config.segments, played.steps) == (before.segments, 16)
+
+
+def _embed_with(backend, model, embedding):
+    """Commit an embedding for every frame of each segment that the model has not encoded."""
+    snapshot = take_snapshot(backend)
+    encoded = {meta.segment for meta in snapshot.embeddings(model=model)}
+    for meta in snapshot.segments():
+        if meta.segment not in encoded:
+            array = np.repeat(embedding[None], meta.frames, axis=0)
+            record = EmbeddingMeta(
+                meta.game, meta.segment, model, array.shape, array.dtype.name, meta.frames, 0, 1.0
+            )
+            commit_embedding(backend, record, array)
 
 
 @pytest.mark.slow
