@@ -30,7 +30,15 @@ class Steps:
     whole: NDArray[np.bool_]
 
 
-def walk(flat: FlatMap, rows: NDArray[np.int64], n: float, gamma: float, clip: bool) -> Steps:
+def walk(
+    flat: FlatMap,
+    rows: NDArray[np.int64],
+    n: float,
+    gamma: float,
+    clip: bool,
+    *,
+    life_loss_ends: bool = False,
+) -> Steps:
     """Walk up to n steps from each row, and sum the discounted rewards.
 
     A walk ends early when the episode terminates or is truncated, or where a segment ends inside
@@ -42,6 +50,7 @@ def walk(flat: FlatMap, rows: NDArray[np.int64], n: float, gamma: float, clip: b
         n: Maximum number of steps; may be infinite.
         gamma: Discount per step.
         clip: Whether to replace rewards by their sign.
+        life_loss_ends: Whether losing a life counts as the end of the game.
     """
     position = rows.copy()
     returns, discounts = np.zeros(len(rows)), np.ones(len(rows))
@@ -56,8 +65,12 @@ def walk(flat: FlatMap, rows: NDArray[np.int64], n: float, gamma: float, clip: b
         returns[active] += discounts[active] * rewards
         discounts[active] *= gamma
         position[active] += 1
-        ended[active[current["terminated"]]] = True
-        active = active[~(current["terminated"] | current["truncated"])]
+        over = current["terminated"]
+        if life_loss_ends:
+            lost = flat.rows["lives"][position[active]] < current["lives"]
+            over = over | (lost & ~current["truncated"])  # Where an episode stops, no life is left.
+        ended[active[over]] = True
+        active = active[~(over | current["truncated"])]
         n_made += 1
     whole = ended.copy()
     whole[active] = True

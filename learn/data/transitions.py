@@ -95,7 +95,7 @@ class OfflineBatches:
     """Samples transitions uniformly, with replacement, from a flat map.
 
     They begin at the rows `steps`, or at all that hold a step. `depth` is the number of frames in a
-    state, k; `clip` replaces rewards by their sign.
+    state, k; `clip` replaces rewards by their sign; `life_loss_ends` treats a lost life as the end.
     """
 
     def __init__(
@@ -109,11 +109,13 @@ class OfflineBatches:
         n_step: int = 1,
         gamma: float = 0.99,
         clip: bool = False,
+        life_loss_ends: bool = False,
     ) -> None:
         self._flat = flat
         self._depth = depth
         self._steps = flat.steps if steps is None else steps
         self._n_step, self._gamma, self._clip = n_step, gamma, clip
+        self._life_loss_ends = life_loss_ends
         self._generator = np.random.default_rng(seed)
         self._batch_size = batch_size
         self._state_rows = StateRows(flat)
@@ -134,7 +136,9 @@ class OfflineBatches:
         Their states are valid until the next call.
         """
         flat, depth = self._flat, self._depth
-        steps = walk(flat, rows, self._n_step, self._gamma, self._clip)
+        steps = walk(
+            flat, rows, self._n_step, self._gamma, self._clip, life_loss_ends=self._life_loss_ends
+        )
         state = flat.stack(rows, depth)
         if self._n_step == 1:  # Gather the k - 1 shared frames once.
             frames = np.column_stack([state, flat.rows["frame"][steps.last]])

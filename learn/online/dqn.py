@@ -126,8 +126,9 @@ class Draws:
         if config.mixes_stored:
             assert session.stored is not None, "such a run is configured with some"
             self._stored = OfflineBatches(
-                session.stored, depth, config.batch_size, session.seed, **discounting
-            )
+                session.stored, depth, config.batch_size, session.seed,
+                life_loss_ends=config.terminal_on_life_loss, **discounting,
+            )  # fmt: skip
 
     def draw(self, step: int) -> Batch:
         """Draw the batch for training step `step`; stored transitions come first in it."""

@@ -28,11 +28,12 @@ def rows_of_episodes(draw):
         how = draw(st.sampled_from([END, CUT, OPEN]))
         for at, reward in enumerate(rewards):
             last = at == len(rewards) - 1
-            found.append((0, reward, last and how == END, last and how == CUT, number))
-        found.append((-1, 0.0, False, False, number))
+            lives = draw(st.integers(0, 2))
+            found.append((0, reward, last and how == END, last and how == CUT, number, lives))
+        found.append((-1, 0.0, False, False, number, 0))
     rows = np.zeros(len(found), ROW)
     for name, column in zip(
-        ("action", "reward", "terminated", "truncated", "episode"),
+        ("action", "reward", "terminated", "truncated", "episode", "lives"),
         zip(*found, strict=True),
         strict=True,
     ):
@@ -45,11 +46,12 @@ def rows_of_episodes(draw):
     n=st.integers(1, 8),
     gamma=st.sampled_from([0.0, 0.5, 0.99, 1.0]),
     clip=st.booleans(),
+    life_loss_ends=st.booleans(),
 )
-def test_returns_equal_those_added_up_step_by_step(rows, n, gamma, clip):
+def test_returns_equal_those_added_up_step_by_step(rows, n, gamma, clip, life_loss_ends):
     steps = np.flatnonzero(rows["action"] >= 0)
     flat: Any = SimpleNamespace(rows=rows)
-    found = walk(flat, steps, n, gamma, clip)
+    found = walk(flat, steps, n, gamma, clip, life_loss_ends=life_loss_ends)
     for i, row in enumerate(steps.tolist()):
         total, factor, at, whole = 0.0, 1.0, row, False
         for _ in range(n):
@@ -64,6 +66,9 @@ def test_returns_equal_those_added_up_step_by_step(rows, n, gamma, clip):
                 break
             if rows[at - 1]["truncated"]:
                 break  # The game could have gone on from this state.
+            if life_loss_ends and rows[at]["lives"] < rows[at - 1]["lives"]:
+                factor, whole = 0.0, True
+                break
         else:
             whole = True
         assert found.last[i] == at

@@ -81,13 +81,15 @@ def test_draws_see_the_newest_steps_only(tmp_path, monkeypatch):
 
 def test_the_share_of_stored_data_is_exact(tmp_path, monkeypatch):
     config = msgspec.structs.replace(
-        DQN, total_timesteps=600, offline_fraction=0.5, offline_fraction_end=0.0
-    )
+        DQN, total_timesteps=600, offline_fraction=0.5, offline_fraction_end=0.0,
+        terminal_on_life_loss=True,
+    )  # fmt: skip
     assert [config.stored_of(step) for step in (0, 150, 300, 600)] == [4, 3, 2, 0]
     replay, _ = play(tmp_path / "replay", 60)
 
     class StoredBatches:
-        def __init__(self, *_, **__): ...
+        def __init__(self, *_, **how):
+            assert how["life_loss_ends"]  # As for the steps that the run plays.
 
         def draw(self, size):
             batch = replay.of(np.zeros(size, np.int64), np.zeros(size, np.int64))
