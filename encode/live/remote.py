@@ -34,6 +34,7 @@ class RemoteEncoder:
     Args:
         store: URL of the store, the same for this process and the workers.
         engine: Name of the engine; `auto` is the one that filled the store, if the worker has it.
+        models: Number of models that the same workers run in turn, so that they keep them all.
 
     Attributes:
         alike: None, since the workers resize screens.
@@ -50,11 +51,13 @@ class RemoteEncoder:
     in_parts = False
     waits = True
 
-    def __init__(self, workers: Workers, store: str, key: str, engine: str = "auto") -> None:
+    def __init__(
+        self, workers: Workers, store: str, key: str, engine: str = "auto", models: int = 1
+    ) -> None:
         self._workers = workers
         self._client: Any = workers.client
         self._key = key
-        self._what = store, key, engine
+        self._what = store, key, engine, max(tasks.MODELS_KEPT, models)
         self.passes = 0
         # Open the model now, so that a run stops before it begins if no worker can.
         self.engine = SimpleNamespace(name=self._result([self._submit(engine_of)])[0])
@@ -145,20 +148,22 @@ def remote_encoders(
         )
     with connect(scheduler, 0, option="--encoder") as (client, _):
         workers = Workers(client, "auto", lambda event: None)
-        yield [RemoteEncoder(workers, store, key, engine) for key in keys]
+        yield [RemoteEncoder(workers, store, key, engine, len(keys)) for key in keys]
 
 
-def embed(store: str, key: str, engine: str, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Embed frames on a worker."""
+def embed(
+    store: str, key: str, engine: str, keep: int, frames: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """Embed frames on a worker, which keeps the `keep` models that it used last."""
     with tasks.model_lock:  # A worker that wsa did not start may have several threads.
-        return _model(store, key, engine)(frames)
+        return _model(store, key, engine, keep)(frames)
 
 
-def engine_of(store: str, key: str, engine: str) -> str:
+def engine_of(store: str, key: str, engine: str, keep: int) -> str:
     """Open a model on a worker and return the name of its engine there."""
     with tasks.model_lock:
-        return _model(store, key, engine).engine.name
+        return _model(store, key, engine, keep).engine.name
 
 
-def _model(store: str, key: str, engine: str) -> Encoder:
-    return tasks.cached_model(store, key, None, choose_device("auto"), engine)
+def _model(store: str, key: str, engine: str, keep: int) -> Encoder:
+    return tasks.cached_model(store, key, None, choose_device("auto"), engine, keep)

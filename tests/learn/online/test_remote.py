@@ -1,12 +1,16 @@
 """Online runs whose models run on the workers of a Dask scheduler."""
 
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from distributed import LocalCluster
 from learn_kit import RESNET, SHORT_PPO, plan_online, read_metrics
 
+from wsa.encode.jobs import tasks
+from wsa.encode.live import remote
 from wsa.encode.live.remote import remote_encoders
 from wsa.encode.registration.register import open_model
 from wsa.learn.runs.folder import begin
@@ -68,3 +72,28 @@ def test_a_wrong_or_silent_address_is_an_error(tmp_path, monkeypatch):
             remote_encoders(address, str(tmp_path), ["lite0-0123456789ab"]),
         ):
             pass
+
+
+def test_a_worker_keeps_all_models_of_a_run(monkeypatch):
+    opened = []
+
+    def open_model(snapshot, key, **how):
+        opened.append(key)
+        return SimpleNamespace(engine=SimpleNamespace(name="torch"))
+
+    monkeypatch.setattr(tasks, "_models", {})
+    monkeypatch.setattr(tasks, "open_store", lambda url: None)
+    monkeypatch.setattr(tasks, "take_objects", lambda backend, paths: None)
+    monkeypatch.setattr(tasks, "open_model", open_model)
+
+    def run_here(task, *args, **options):
+        return task(*args)
+
+    client = SimpleNamespace(submit=run_here, gather=list)
+    workers: Any = SimpleNamespace(client=client, options=dict)
+    monkeypatch.setattr(remote.RemoteEncoder, "_wait", lambda encoder, futures: None)
+    keys = [f"vit-{number:012x}" for number in range(tasks.MODELS_KEPT + 1)]
+    for _ in range(2):
+        for key in keys:
+            remote.RemoteEncoder(workers, "store", key, models=len(keys))
+    assert opened == keys
