@@ -154,8 +154,8 @@ class Session:
             _, extra = checkpoint.load(path, modules, optimizer, arrays)
             self.table.restore(extra["table"])
             self._settled_on = extra["settled_on"]
-            # An older wsa settled all models or none.
-            self._unsettled = extra.get("unsettled", list(range(len(self._models))))
+            # An older wsa settled all models or none, one that gives only the context included.
+            self._unsettled = extra.get("unsettled", list(range(len(self._columns))))
             self.runner.restore({k.removeprefix("stage."): v for k, v in arrays.items()})
         self._steps_before, self._passes_before = self.runner.steps, self.table.passes
         self._lap = (0.0, self.table.asked - self.table.known)

@@ -192,3 +192,25 @@ def test_dead_rows_are_logged_for_a_fusion_that_can_die(tmp_path):
     logged = [line["wsa/dead_rows"] for line in read_metrics(tmp_path) if "wsa/dead_rows" in line]
     # The first rollout only settles the moments that embeddings are normalized with.
     assert len(logged) == 1 and 0 <= logged[0] <= 1
+
+
+def test_a_run_of_an_older_wsa_still_normalizes_the_model_of_the_context(tmp_path, monkeypatch):
+    WalkRun(tmp_path, PPO, windows=(1, 2)).train()
+    load = checkpoint.load
+
+    def load_old(*args):
+        step, extra = load(*args)
+        del extra["unsettled"]
+        return step, extra
+
+    monkeypatch.setattr(checkpoint, "load", load_old)
+    resumed = WalkRun(tmp_path, PPO, windows=(1, 2))
+    resumed.session._models.pop()  # The second model gives only the context.
+    resumed.train()
+    mean = torch.full((STATES + 2,), 7.0)
+    monkeypatch.setattr(
+        "wsa.learn.online.session.moments_of", lambda sample: (mean[: sample.shape[1]],) * 2
+    )
+    resumed.session._settled_on = 1
+    resumed.session.settle(resumed.network)
+    assert all((part.mean == 7).all() for part in resumed.network.torso.normalizers)
