@@ -173,12 +173,14 @@ def open_models(
     device: str = "cpu",
     engine: str = "auto",
     threads: int | None = None,
+    preferred: Sequence[str] = (),
 ) -> list[Encoder]:
-    """Open several models with `open_model`."""
+    """Open several models with `open_model`; `preferred` has an engine for each, or is empty."""
     how: dict[str, Any] = {
         "weights": weights, "device": device, "engine": engine, "threads": threads,
     }  # fmt: skip
-    return [open_model(snapshot, key, **how) for key in keys]
+    each = zip(keys, preferred or [""] * len(keys), strict=True)
+    return [open_model(snapshot, key, preferred=own, **how) for key, own in each]
 
 
 def open_model(
@@ -190,6 +192,7 @@ def open_model(
     device: str = "cpu",
     engine: str = "auto",
     threads: int | None = None,
+    preferred: str = "",
 ) -> Encoder:
     """Build a registered model and check that it is the one that filled the store.
 
@@ -200,6 +203,7 @@ def open_model(
         engine: Inference engine; `auto` is the engine that filled the store or, if it is not
             available here, the fastest accurate one.
         threads: Number of CPU threads that call the encoder at once; torch's number if None.
+        preferred: Engine that `auto` uses if it is available here, whatever filled the store.
 
     Raises:
         MissingError: If the store lacks the model, or this machine lacks its weights.
@@ -227,6 +231,9 @@ def open_model(
         if engine != "auto":
             _log.info("%s: has no network, so --engine %s changes nothing", key, engine)
         engine = request.engine(engine)
+    elif engine == "auto" and _is_here(preferred, device, precision):
+        engine = preferred
+        _log.info("%s: run by %s, as before", key, engine)
     elif engine == "auto":
         engine = _main_engine(snapshot, key, device, precision)
         if engine:
@@ -269,6 +276,11 @@ def measure_engines(
     reduced = request.precision != "fp32"
     game_frames = engine_choice.game_inputs(snapshot, games, identity.window) if reduced else {}
     return Engines(module, identity, request.alias, device, game_frames)
+
+
+def _is_here(engine: str, device: str, precision: Precision) -> bool:
+    """Whether an engine is named, and can be used on this machine."""
+    return bool(engine) and not engines.why_not(engine, torch.device(device), precision)
 
 
 def _main_engine(snapshot: Snapshot, key: str, device: str, precision: Precision) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ class Session:
     `columns` has each model's slice of a row; there are no models for gray pixels. `unsettled` has
     the indices of the models whose mean and standard deviation come from this run's frames, and
     `seed` draws exploration and samples. `stored` transitions are mixed into batches, and
-    `recording` is flushed before each checkpoint.
+    `recording` is flushed before each checkpoint. Checkpoints name the `engines` that run the
+    models, for `engines_of`.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Session:
         seed: int = 0,
         stored: FlatMap | None = None,
         recording: Recording | None = None,
+        engines: Sequence[str] = (),
         compiled: bool = False,
         evaluation: PeriodicEvaluation | None = None,
     ) -> None:
@@ -76,6 +79,7 @@ class Session:
         self._models, self._columns = list(models), list(columns)
         self.seed, self.stored = seed, stored
         self._recording = recording
+        self._engines = list(engines)
         self._compiled = compiled
         self._unsettled = list(unsettled) if models else []
         # Table rows when the moments were last set; -1 if they never change.
@@ -184,7 +188,7 @@ class Session:
         all_arrays = {f"stage.{name}": array for name, array in self.runner.state().items()}
         state = {
             "table": self.table.state(), "settled_on": self._settled_on,
-            "unsettled": self._unsettled, **(extra or {}),
+            "unsettled": self._unsettled, "engines": self._engines, **(extra or {}),
         }  # fmt: skip
         all_arrays |= {name: np.asarray(array) for name, array in arrays.items()}
         checkpoint.save(
@@ -203,3 +207,19 @@ class Session:
             + (self._recording.passes if self._recording else 0),
             self.table.known / max(1, self.table.asked),
         )
+
+
+def engines_of(folder: Path) -> list[str]:
+    """Return the engines that ran a run's models until its newest checkpoint; empty if unknown.
+
+    A resumed run needs the same, because another differs in the last bits.
+
+    Raises:
+        DamagedError: If the checkpoint is damaged.
+    """
+    checkpoints = folder / "checkpoints"
+    if not checkpoint.all_of(checkpoints):
+        return []
+    _, metadata = checkpoint.read(checkpoint.latest(checkpoints))
+    engines: list[str] = json.loads(metadata["extra"]).get("engines", [])
+    return engines

@@ -27,8 +27,10 @@ class Machine:
     threads: int | None = None
     compiled: bool = False
 
-    def open_models(self, snapshot: Snapshot, keys: Sequence[str]) -> Sequence[Any]:
-        """Open models of a store; see `wsa.encode.registration.register.open_model`."""
+    def open_models(
+        self, snapshot: Snapshot, keys: Sequence[str], preferred: Sequence[str] = ()
+    ) -> Sequence[Any]:
+        """Open models of a store; see `wsa.encode.registration.register.open_models`."""
         from wsa.encode.registration import register  # Imported here: it imports timm.
 
         return register.open_models(
@@ -38,4 +40,5 @@ class Machine:
             device=self.device,
             engine=self.engine,
             threads=self.threads,
+            preferred=preferred,
         )

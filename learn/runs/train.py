@@ -21,7 +21,7 @@ from wsa.learn.offline.trainer import Trained, train_offline
 from wsa.learn.online.embedding_table import Table
 from wsa.learn.online.env_runner import EnvRunner, online_policy
 from wsa.learn.online.record_segments import Embedded, Recording
-from wsa.learn.online.session import Played, Session
+from wsa.learn.online.session import Played, Session, engines_of
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.folder import begin
@@ -166,7 +166,7 @@ def train_playing(
         WsaError: See `train_stored`.
     """
     snapshot, flat = open_data(config)
-    encoders = encoders or machine.open_models(snapshot, config.inputs)
+    encoders = encoders or machine.open_models(snapshot, config.inputs, engines_of(folder))
     learner = config.hyperparameters
     # `Table` keeps every embedding, so the embedder remembers none.
     embedder = make_embedder(config, flat, encoders, remember=0, threads=machine.threads)
@@ -203,6 +203,7 @@ def train_playing(
             seed=config.seed,
             stored=flat,
             recording=recording,
+            engines=embedder.engines,
             compiled=machine.compiled,
             evaluation=PeriodicEvaluation(
                 config,

@@ -27,6 +27,7 @@ from safetensors.numpy import load_file
 
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.registration import register
+from wsa.encode.registration.engine_choice import Engines
 from wsa.encode.registration.register import open_model, open_models
 from wsa.encode.registration.select import choose_models
 from wsa.learn.commands.collect import collect
@@ -580,3 +581,28 @@ def test_a_trained_run_collects_as_a_behavior_policy(recorded, store, tmp_path):
     assert {row[:3] for row in resumed} == {row[:3] for row in played}
     assert collect_with(store, recorded.run, 0.3) == played  # Nothing is left to do.
     assert len({row[0] for row in collect_with(store, recorded.run, 0.4)}) == 2
+
+
+def test_a_resumed_run_keeps_its_engine(store, tmp_path, monkeypatch):
+    fastest = "torch"
+    time_it = Engines._time
+
+    def time_engine(engines, engine, precision):
+        _, shown = time_it(engines, engine, precision)
+        return 2.0 if engine == fastest else 1.0, shown
+
+    monkeypatch.setattr(Engines, "_time", time_engine)
+    monkeypatch.setattr("wsa.encode.inference.engines.offered", lambda *how: ["torch", "openvino"])
+    flags = {
+        **PPO,
+        "total_timesteps": 64,
+        "save_frequency": 16,
+        "models": ("timm:test_vit.r160_in1k:random",),
+    }
+    config, _ = train_online(store, tmp_path / "whole", **flags)
+    begin(tmp_path / "resumed", config)
+    with killed_at_checkpoint(32):
+        train_playing(tmp_path / "resumed", config)
+    fastest = "openvino"
+    train_playing(tmp_path / "resumed", config)
+    assert read_metrics(tmp_path / "resumed") == read_metrics(tmp_path / "whole")
