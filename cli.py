@@ -18,7 +18,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
@@ -232,14 +232,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(verb: str, rest: list[str]) -> int:
     """Run the command, and turn an error into one line and an exit code."""
-    before = signal.getsignal(signal.SIGTERM)
     try:
-        _check_current_folder()
-        _check_encoding(rest)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _terminate)
-        code = _print_info(verb) if verb in ("", *ANSWERS) else _run(verb, rest)
-        sys.stdout.flush()  # Flush here, where a full disk is still reported.
+        with _stoppable():
+            _check_current_folder()
+            _check_encoding(rest)
+            code = _print_info(verb) if verb in ("", *ANSWERS) else _run(verb, rest)
+            sys.stdout.flush()  # Flush here, where a full disk is still reported.
         return code
     except WsaError as error:
         return _fail(verb, str(error), error.exit_code)
@@ -260,9 +258,38 @@ def _execute(verb: str, rest: list[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         why = f"{where}{error.strerror or error}. Fix it and run the same command again."
         return _fail(verb, why, StorageError.exit_code)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the block, even where they surface as another error.
+
+    A library that is interrupted while it is imported may fail with any exception.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[KeyboardInterrupt] = []
+
+    def stop(number: int, frame: object) -> None:
+        asked.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        raise asked[-1]
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        # A shell's background job ignores Ctrl-C, which is for another command.
+        if number == signal.SIGTERM or handler != signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    except Exception:
+        if asked:
+            raise asked[-1] from None
+        raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            # None: the handler was not installed from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _check_current_folder() -> None:
@@ -289,10 +316,6 @@ def _check_encoding(arguments: Sequence[str]) -> None:
         except UnicodeEncodeError:
             why = f"{word!a} is not UTF-8, and wsa cannot write it down. Use another name."
             raise UsageError(why) from None
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
 
 
 def _print_info(flag: str) -> int:

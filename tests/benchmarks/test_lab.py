@@ -46,7 +46,7 @@ def test_a_second_user_repeats_a_cell_of_a_small_lab():
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     lines = ended.stdout.splitlines()
-    looped = next(line for line in lines if line.startswith("| 2 updates with backbones"))
+    looped = next(line for line in lines if line.startswith("| 2 updates with models"))
     batch = 32
     assert looped.split(" | ")[3] == f"{2 * 2 * batch}"  # States and next states of two batches.
     assert lines[-1].endswith("0 passes, and the same checkpoint to the bit.")

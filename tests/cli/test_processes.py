@@ -16,6 +16,8 @@ import psutil
 import pytest
 from command_kit import ALIAS, LEARN, MODEL, wait_until
 
+from wsa import cli
+
 COLLECT = ("collect", "--game", "Breakout", "--num-envs", "2", "--segment-steps", "32",
            "--max-episode-steps", "150", "--steps")  # fmt: skip
 ENCODE = ("encode", "--models", MODEL, "--output", "grid:1", "--device", "cpu")
@@ -193,3 +195,23 @@ def test_an_error_of_a_worker_is_one_line(filled, begin, tmp_path):
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err.count("\n")) == (4, "", 4), err
     assert re.match(r"wsa encode: \S+w.safetensors does not hold the weights", err.splitlines()[3])
+
+
+@pytest.mark.parametrize("signum", ENDED)
+def test_a_signal_that_surfaces_as_another_error_ends_the_command(monkeypatch, capsys, signum):
+    """A library that is interrupted while it is imported may fail with a RecursionError."""
+
+    def interrupted(verb, rest):
+        try:
+            os.kill(os.getpid(), signum)
+        except KeyboardInterrupt:
+            raise RecursionError("maximum recursion depth exceeded") from None
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(cli, "_run", interrupted)
+    try:
+        assert cli.main(["learn"]) == 128 + signum
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr() == ("", last_words("learn", signum) + "\n")
