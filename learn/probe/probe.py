@@ -260,8 +260,12 @@ def untrained_kinds(snapshot: Snapshot, models: Mapping[str, str]) -> dict[str, 
 
 
 def pixel_sizes(widths: Sequence[int]) -> list[int]:
-    """Numbers of grayscale pixels to compare with embeddings of some widths."""
-    return sorted({min(width, MAX_PIXELS) for width in widths})
+    """Numbers of grayscale pixels to compare with embeddings of some widths.
+
+    Of numbers that give the same small screen, one is kept.
+    """
+    numbers = sorted({min(width, MAX_PIXELS) for width in widths})
+    return sorted({inputs.pixel_grid(number): number for number in numbers}.values())
 
 
 def usable_variables(sampled: SampledSteps, least: float) -> tuple[list[str], dict[str, str]]:
