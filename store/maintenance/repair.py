@@ -81,6 +81,9 @@ def _set_object_aside(backend: Backend, damage: Damage) -> Repair:
     _keep(backend, f"{kept}.json", records.write_commit(commit))
     files = [f"{commit.folder}/{file.name}" for file in commit.files]
     left = [file for file in files if not _copy(backend, file, f"{kept}/{_name(file, commit)}")]
+    # Copying takes time, in which another repair and a writer may have replaced the object.
+    if read_record(backend, record) != commit:
+        return Repair(damage.path, "", (), "nothing: it is another's by now")
     backend.delete(record)
     for file in files:
         if file not in left:
