@@ -178,10 +178,8 @@ def write_report(folder: Path, report: EncodeReport) -> Path:
         StorageError: If the folder cannot be written to.
     """
     values = run_values(report)
-    make_folder(folder)
-    with atomic_files.storage_errors(folder):
-        (folder / "run.json").write_text(json.dumps(values, indent=2) + "\n")
-        (folder / "summary.md").write_text(summary(values))
+    atomic_files.replace(folder / "run.json", f"{json.dumps(values, indent=2)}\n".encode())
+    atomic_files.replace(folder / "summary.md", summary(values).encode())
     return folder
 
 

@@ -41,15 +41,21 @@ def width(snapshot: Snapshot, game: str, key: str) -> int:
     return math.prod(snapshot.embeddings(game, key)[0].shape[1:])
 
 
+def pixel_grid(numbers: int) -> tuple[int, int]:
+    """Height and width of a small screen of at most `numbers` pixels."""
+    height = max(1, int((numbers * 210 / 160) ** 0.5))
+    return height, max(1, numbers // height)
+
+
 def pixels(snapshot: Snapshot, sampled: SampledSteps, numbers: int) -> NDArray[np.uint8]:
     """Grayscale pixels of each step, shape (n, at most `numbers`), by area interpolation.
 
     Raises:
         MissingError: If frames are not in this store.
     """
-    height = max(1, int((numbers * 210 / 160) ** 0.5))
+    height, width = pixel_grid(numbers)
     preprocessing = Preprocessing(
-        geometry="squash", height=height, width=max(1, numbers // height), interpolation="area",
+        geometry="squash", height=height, width=width, interpolation="area",
         mean=(0.0,), std=(1.0,), crop=1.0, channels=GRAY,
     )  # fmt: skip
     parts = []

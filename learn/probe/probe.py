@@ -67,7 +67,7 @@ class Line:
         numbers: Length of the embedding.
         kept: Share of the embedding's variance that probes see (`linear.Axes`).
         sums: By way, sums of each group and each of the table's `ordered` variables.
-        f1: By variable, F1 in the first split; empty if it was not requested.
+        f1: By variable, F1 in the first split that tests a step; empty if it was not requested.
     """
 
     name: str
@@ -260,8 +260,12 @@ def untrained_kinds(snapshot: Snapshot, models: Mapping[str, str]) -> dict[str, 
 
 
 def pixel_sizes(widths: Sequence[int]) -> list[int]:
-    """Numbers of grayscale pixels to compare with embeddings of some widths."""
-    return sorted({min(width, MAX_PIXELS) for width in widths})
+    """Numbers of grayscale pixels to compare with embeddings of some widths.
+
+    Of numbers that give the same small screen, one is kept.
+    """
+    numbers = sorted({min(width, MAX_PIXELS) for width in widths})
+    return sorted({inputs.pixel_grid(number): number for number in numbers}.values())
 
 
 def usable_variables(sampled: SampledSteps, least: float) -> tuple[list[str], dict[str, str]]:
@@ -421,8 +425,11 @@ def _probe_one(
 
 
 def _f1(axes: Axes | None, sampled: SampledSteps, variables: Sequence[str]) -> dict[str, F1]:
-    """F1 of each variable in the first split; without axes, predict the most frequent value."""
-    split, result = sampled.splits[0], {}
+    """F1 of each variable in the first split that tests a step; without axes, predict the most
+    frequent value.
+    """
+    # A split tests nothing if all its frames are in training, as in games that repeat each other.
+    split, result = next(split for split in sampled.splits if len(split.test)), {}
     for name in variables:
         values = sampled.target[name]
         if axes is None:

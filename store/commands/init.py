@@ -74,17 +74,24 @@ def _share_content(root: Path) -> tuple[int, dict[str, int]]:
     for parent, folders, files in os.walk(root):
         for name in (*folders, *files):
             path = Path(parent, name)
-            found = path.lstat()
-            mode = wanted.st_mode & (0o2777 if stat.S_ISDIR(found.st_mode) else 0o666)
-            if found.st_gid == wanted.st_gid and stat.S_IMODE(found.st_mode) == mode:
-                continue
             try:
-                if found.st_gid != wanted.st_gid:
-                    os.chown(path, -1, wanted.st_gid, follow_symlinks=False)
-                if not stat.S_ISLNK(found.st_mode):
-                    path.chmod(mode)
-                changed += 1
+                changed += _share_one(path, wanted)
+            except FileNotFoundError:
+                continue  # A writer's temporary file, removed by now.
             except PermissionError:
-                owner = atomic_files.user_name(found.st_uid)
+                owner = atomic_files.user_name(path.lstat().st_uid)
                 others[owner] = others.get(owner, 0) + 1
     return changed, others
+
+
+def _share_one(path: Path, wanted: os.stat_result) -> bool:
+    """Give a file or folder the permissions and the group of the root; return whether it changed."""
+    found = path.lstat()
+    mode = wanted.st_mode & (0o2777 if stat.S_ISDIR(found.st_mode) else 0o666)
+    if found.st_gid == wanted.st_gid and stat.S_IMODE(found.st_mode) == mode:
+        return False
+    if found.st_gid != wanted.st_gid:
+        os.chown(path, -1, wanted.st_gid, follow_symlinks=False)
+    if not stat.S_ISLNK(found.st_mode):
+        path.chmod(mode)
+    return True

@@ -10,6 +10,7 @@ other embeddings. Such an object, and those that depend on it, are not copied bu
 
 from __future__ import annotations
 
+import bisect
 import collections
 import contextlib
 import dataclasses
@@ -205,16 +206,18 @@ class _Planner:
         self.present = 0
         self.damaged: list[Finding] = []
         self.conflicts: list[Finding] = []
-        self._target_segments = collections.defaultdict(list)
-        for meta in target.segments():
-            self._target_segments[meta.game, meta.run, meta.env].append(meta)
+        # By environment: where its segments start, ascending, and the last end of all up to each.
+        self._starts: dict[tuple[str, str, int], list[int]] = collections.defaultdict(list)
+        self._ends: dict[tuple[str, str, int], list[int]] = collections.defaultdict(list)
+        for meta in sorted(target.segments(), key=lambda meta: meta.start):
+            env, end = (meta.game, meta.run, meta.env), meta.start + meta.steps
+            self._starts[env].append(meta.start)
+            self._ends[env].append(max([end, *self._ends[env][-1:]]))
 
     def _overlaps(self, meta: SegmentMeta) -> bool:
-        end = meta.start + meta.steps
-        return any(
-            other.start < end and meta.start < other.start + other.steps
-            for other in self._target_segments[meta.game, meta.run, meta.env]
-        )
+        env = meta.game, meta.run, meta.env
+        before = bisect.bisect_left(self._starts[env], meta.start + meta.steps)
+        return before > 0 and self._ends[env][before - 1] > meta.start
 
     def add(
         self,

@@ -81,6 +81,9 @@ def _set_object_aside(backend: Backend, damage: Damage) -> Repair:
     _keep(backend, f"{kept}.json", records.write_commit(commit))
     files = [f"{commit.folder}/{file.name}" for file in commit.files]
     left = [file for file in files if not _copy(backend, file, f"{kept}/{_name(file, commit)}")]
+    # Copying takes time, in which another repair and a writer may have replaced the object.
+    if read_record(backend, record) != commit:
+        return Repair(damage.path, "", (), "nothing: it is another's by now")
     backend.delete(record)
     for file in files:
         if file not in left:
@@ -106,6 +109,8 @@ def _set_record_aside(backend: Backend, damage: Damage) -> Repair:
         data = b""
     except DamagedError:
         return Repair(damage.path, "", (), f"remove {damage.path}: no record is so large")
+    if not lost and _is_intact(data, damage.path):
+        return Repair(damage.path, "", (), "nothing: it is another's by now")
     object_id = hashing.object_id(damage.path)
     left: list[str] = []
     if damage.game or damage.model:
@@ -121,6 +126,15 @@ def _set_record_aside(backend: Backend, damage: Damage) -> Repair:
     if not lost:  # Otherwise another writer may have just committed it.
         backend.delete(damage.path)
     return Repair(damage.path, kept, tuple(left), _next_step(damage, ""))
+
+
+def _is_intact(data: bytes, path: str) -> bool:
+    """Whether a record's bytes are complete; its object was made again after the verification."""
+    try:
+        records.read_commit(data, path)
+    except DamagedError:
+        return False
+    return True
 
 
 def object_path(damage: Damage) -> str:

@@ -1,6 +1,7 @@
 """Events, the report, and the memory of an encoding."""
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from dask import config
 
 from wsa.encode.jobs import cluster, dry_run
 from wsa.encode.jobs.encoding import Encoding
+from wsa.encode.jobs.report import EncodeReport, write_report
 from wsa.encode.jobs.run import encode_on
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
+from wsa.store.common.errors import StorageError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot
@@ -26,6 +29,20 @@ PEAK = str(Path(__file__).with_name("peak_worker.py"))
 def encode_command(store, report):
     where = ("--store", store.url, "--report", str(report), "--scheduler", "inproc")
     return ("encode", *where, "--models", "timm:test_resnet:random", "--output", "pooled")
+
+
+def test_a_full_disk_leaves_the_previous_report(tmp_path):
+    report = EncodeReport((), (), (), 0, 1.0)
+    write_report(tmp_path, report)
+    before = (tmp_path / "run.json").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(StorageError):
+            write_report(tmp_path, report)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "run.json").read_bytes() == before
 
 
 def test_events_are_json_and_the_report_repeats_them(store, fill, damage_frames, run_wsa, tmp_path):

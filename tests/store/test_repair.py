@@ -132,6 +132,36 @@ def test_a_repair_leaves_an_object_that_was_made_again(store, full, kit):
     assert done.kept == "" and kit.all_files(store) == before
 
 
+def test_a_repair_leaves_an_object_that_is_made_again_meanwhile(store, full, kit, monkeypatch):
+    """By a second repair, and a writer after it."""
+    path = names.model_path(kit.key("vit"))
+    (store.root / kit.paths(store, path)[0]).write_bytes(b"?")
+    damage = verify.verify(store).damage
+    put_new = store.put_new
+
+    def others_are_faster(*what):
+        monkeypatch.undo()
+        repair(store, damage)
+        kit.add_model(store, kit.key("vit"))
+        return put_new(*what)
+
+    monkeypatch.setattr(store, "put_new", others_are_faster)
+    (done,) = repair(store, damage)
+    assert "another's" in done.next
+    assert path in take_snapshot(store).commits and not verify.verify(store).damage
+
+
+def test_a_repair_leaves_a_record_that_was_made_again(store, full, kit):
+    record = records.record_path(names.model_path(kit.key("vit")))
+    (store.root / record).write_bytes(b"?")
+    damage = verify.verify(store).damage
+    repair(store, damage)
+    kit.add_model(store, kit.key("vit"))
+    before = kit.all_files(store)
+    (done,) = repair(store, damage)
+    assert done.kept == "" and kit.all_files(store) == before
+
+
 def test_a_repair_leaves_what_the_disk_cannot_read(store, full, kit, monkeypatch, refuse):
     """It may be whole: a short outage of a network share must not cost an object."""
     refuse(names.model_path(kit.key("vit")))

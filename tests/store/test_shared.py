@@ -183,6 +183,18 @@ def test_init_starts_a_store_once(tmp_path, capsys):
     assert (tmp_path / "new" / "wsa.json").is_file()
 
 
+def test_a_store_is_shared_while_others_write(tmp_path, monkeypatch, capsys):
+    init = ["init", "--store", str(tmp_path), "--shared", "--json"]
+    assert main(init) == 0
+    written = tmp_path / "tmp" / "written"
+    written.parent.mkdir(exist_ok=True)
+    written.touch()
+    listing = list(os.walk(tmp_path))
+    written.unlink()
+    monkeypatch.setattr(os, "walk", lambda root: listing)
+    assert main(init) == 0, capsys.readouterr().err
+
+
 def test_without_a_store_and_a_home_no_folder_is_shared(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HOME", raising=False)

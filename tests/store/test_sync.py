@@ -375,6 +375,18 @@ def other_frames(kit, lab, game="Pong"):
     return other
 
 
+def test_steps_that_the_target_has_in_other_segments_are_left_alone(kit):
+    ours, theirs = (MemoryBackend(f"memory://{name}") for name in ("ours", "theirs"))
+    for number, env in ((3, 0), (0, 0), (1, 1)):  # Steps 36 to 48 and 0 to 12, and of another env.
+        kit.add_segment(ours, number, steps=12, env=env)
+    added = [kit.add_segment(theirs, number, steps=8)[0] for number in range(8)]
+    plan = plan_sync(take_snapshot(theirs), take_snapshot(ours))
+    twice = {records.meta_path(added[number]) for number in (0, 1, 4, 5)}
+    assert {found.path for found in plan.conflicts} == twice
+    copied = {c.path for c in plan.objects if isinstance(c.meta, SegmentMeta)}
+    assert copied == {records.meta_path(meta) for meta in added} - twice
+
+
 def test_a_segment_with_other_frames_is_a_conflict_and_is_left_alone(kit, labs):
     source = other_frames(kit, labs[0])
     first = kit.fake_segment(0)[0]

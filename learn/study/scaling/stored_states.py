@@ -128,14 +128,18 @@ def _without_models(network: Any) -> Iterator[None]:
 
 
 def _data(folder: Path, config: OfflineRun | OnlineRun) -> FlatMap:
-    """The run's data; for an online run, what the store now has of its game by all its models."""
+    """The run's data; for an online run, what the store now has of its game by all its models.
+
+    What the run itself recorded is left out, unless there is nothing else.
+    """
     config = find_store(config)
     if isinstance(config, OfflineRun):
         _, flat = open_data(config)
         assert flat is not None, "an offline run has data"
         return flat
     snapshot = take_snapshot(open_store(config.store))
-    encoded = [m.segment for m in snapshot.segments_encoded_by(config.game, config.inputs)]
+    encoded = snapshot.segments_encoded_by(config.game, config.inputs)
+    others = [meta for meta in encoded if meta.run != config.record]
     if not encoded:
         called = ",".join(names.key_alias(key) for key in config.inputs)
         raise MissingError(
@@ -144,7 +148,8 @@ def _data(folder: Path, config: OfflineRun | OnlineRun) -> FlatMap:
             f"that all of its models have encoded. Make some: wsa collect --game {config.game}, "
             f"then wsa encode --game {config.game} --models {called}",
         )
-    return materialize(only(snapshot, config.game, encoded), config.game, config.inputs)
+    segments = [meta.segment for meta in others or encoded]
+    return materialize(only(snapshot, config.game, segments), config.game, config.inputs)
 
 
 def _held_out(
@@ -153,10 +158,12 @@ def _held_out(
     """Rows of states, and whether they are held out.
 
     Rows are evenly spaced, or consecutive for a network with a memory. An online run learns from
-    its own play unless it mixes stored data in.
+    its own play, which the store has if it recorded it, unless it mixes stored data in.
     """
     if isinstance(config, OnlineRun):
-        rows, held_out = flat.steps, not config.mixes_stored
+        # A segment's id begins with its run.
+        own = config.record and any(part.segment.startswith(config.record) for part in flat.parts)
+        rows, held_out = flat.steps, not (own or config.mixes_stored)
     else:
         rows = hold_out(flat, config.hyperparameters.validation_fraction)[1]
         held_out = len(rows) > 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.models.paper import load
 from wsa.learn.probe import inputs
-from wsa.learn.probe.probe import FLOOR, Plan, probe, usable_variables
+from wsa.learn.probe.probe import FLOOR, Plan, pixel_sizes, probe, usable_variables
 from wsa.learn.probe.samples import draw
 from wsa.learn.probe.targets import action_target, reward_target
 from wsa.store.format.records import EmbeddingMeta, ModelMeta
@@ -178,6 +178,12 @@ def test_the_untrained_network_has_the_inputs_of_the_encoder(two_windows):
     assert (embeddings[0] == stored(encoder(first))[0]).all()
     assert inputs._network(spec_of(paper, 4)) == paper
     assert not inputs.has_untrained(spec_of(paper, 3))
+
+
+def test_widths_with_the_same_pixels_are_compared_once():
+    grids = [inputs.pixel_grid(number) for number in (500, 512, 10_000)]
+    assert grids[0] == grids[1] == (25, 20)
+    assert pixel_sizes([512, 500, 10_000, 8000, 384]) == [384, 512, 7056]
 
 
 def test_only_encoders_with_weights_of_wsas_own_have_untrained_networks():

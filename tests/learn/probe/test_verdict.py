@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,16 @@ def test_a_measure_that_ranks_a_model_above_the_true_state_is_not_used(sampled):
     assert failed.best_name == "codes" and failed.true_state < failed.best_other
     assert not failed.ranks and table.calibrations["r2"].ranks and table.ranked_by == "r2"
     assert has_note(table, "F1 is not used for ranking: the true state has")
+
+
+def test_f1_is_of_the_first_split_that_tests_a_step(sampled):
+    first, *others = sampled.splits
+    nothing = dataclasses.replace(first, test=first.test[:0])
+    seen = dataclasses.replace(sampled, splits=[nothing, *others])
+    rest = dataclasses.replace(sampled, splits=others)
+    one = embed(sampled, "score")
+    f1 = [[line.f1 for line in compare_models(s, f1=True, one=one).lines] for s in (seen, rest)]
+    assert f1[0] == f1[1] and all(f1[0])
 
 
 def make_line(name, kind, r2, hit):

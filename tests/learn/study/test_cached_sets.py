@@ -26,8 +26,10 @@ from wsa.learn.study.scaling.subsets import shapley, subsets
 from wsa.learn.study.trained_runs import TrainedRun
 from wsa.learn.training import checkpoint
 from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.objects.writer import commit_embedding, commit_segment
 
 NETWORK = NetworkConfig(FusionConfig(size=16), frame_stack=2, hidden=(16,))
 LEARNER = CQLConfig(updates=60, batch_size=32, learning_rate=3e-3, log_frequency=30)
@@ -144,6 +146,30 @@ def test_online_runs_are_measured_on_the_stored_states(kit, walk_url, tmp_path, 
             values, *_ = network(stacks, first, network.initial_state(1))
         np.testing.assert_allclose(states.decide((True, True)).values, values, atol=1e-5)
         assert 30 < first.sum() < 200
+
+
+def add_play(kit, url, run):
+    """Add a segment of a run, encoded by both models."""
+    backend = open_store(url, create=True)
+    meta, arrays = kit.fake_segment(run=run)
+    commit_segment(backend, meta, arrays)
+    for alias, width in (("lite0", 5), ("vit", 3)):
+        array = np.ones((meta.frames, width), np.float16)
+        about = (array.shape, "float16", meta.frames, 0, 1.0)
+        record = EmbeddingMeta(meta.game, meta.segment, kit.key(alias), *about)
+        commit_embedding(backend, record, array)
+    return meta
+
+
+def test_states_that_an_online_run_recorded_are_not_held_out(kit, tmp_path):
+    url = str(tmp_path / "store")
+    own = add_play(kit, url, "a" * 12)
+    online = make_online_run(kit, url, tmp_path / "run", False)
+    run = TrainedRun(online.folder, msgspec.structs.replace(online.config, record=own.run))
+    assert StoredStates(online).held_out and not StoredStates(run).held_out
+    other = add_play(kit, url, "b" * 12)
+    states = StoredStates(run)
+    assert states.held_out and [part.segment for part in states._flat.parts] == [other.segment]
 
 
 def test_an_online_run_without_stored_states_is_an_error(kit, tmp_path):
