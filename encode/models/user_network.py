@@ -12,6 +12,9 @@ from wsa.store.common import user_code
 from wsa.store.common.errors import ConflictError
 from wsa.store.objects.model_spec import Preprocessing
 
+# Other types have no digest.
+_NUMPY_HAS = (torch.float16, torch.float32, torch.float64)
+
 
 class UserNetwork(nn.Module):
     """A user's module behind the interface of a timm model, which the rest of wsa expects.
@@ -75,10 +78,14 @@ def _checked(declared: Any) -> UserModel:
         raise TypeError(f"its module is {type(declared.module).__name__}, not torch.nn.Module")
     if declared.window < 1 or declared.prefix_tokens < 0:
         raise ValueError("window must be 1 or more, and prefix_tokens 0 or more")
-    if any(tensor.is_complex() for tensor in declared.module.state_dict().values()):
-        raise ValueError("its weights are complex")
-    if any(
-        tensor.device != torch.device("cpu") for tensor in declared.module.state_dict().values()
-    ):
-        raise ValueError("its weights must be on the CPU; wsa moves them where they run")
+    for name, tensor in declared.module.state_dict().items():
+        if not isinstance(tensor, Tensor):  # From `get_extra_state`.
+            raise TypeError(f"its state {name} is {type(tensor).__name__}, not a tensor")
+        if tensor.is_complex():
+            raise ValueError("its weights are complex")
+        if tensor.device != torch.device("cpu"):
+            raise ValueError("its weights must be on the CPU; wsa moves them where they run")
+        if tensor.is_floating_point() and tensor.dtype not in _NUMPY_HAS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"its weights {name} are {kind}; convert them with module.float()")
     return declared

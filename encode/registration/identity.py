@@ -59,7 +59,8 @@ def matches(spec: ModelSpec, request: Request) -> bool:
     asked = (request.alias, request.timm_name, request.recorded, request.output, request.precision)
     identity = spec.identity
     recorded = (spec.alias, spec.timm_name, spec.source, identity.output, identity.precision)
-    declared = request.recorded == "user"  # A user's model declares its own geometry.
+    # A user's model declares its own geometry, and the paper's encoders are always squashed.
+    declared = request.recorded == "user" or catalog.is_paper_model(request.timm_name)
     return asked == recorded and (declared or request.geometry == identity.preprocessing.geometry)
 
 

@@ -86,8 +86,9 @@ class Fusion(nn.Module):
         conditioned: Whether the fusion uses a context.
         per_model: Names of the module lists that have one entry per model. All other modules work
             with any number of models. Without such a list, models cannot be added or removed.
-        scaled_by: What sets the width, for `--match-parameters`: a field of `FusionConfig`;
-            `hidden` (the head's layers) if the models fix the state vector's length; "" if nothing.
+        scaled_by: What sets the width, for `--match-parameters`: `size`, `channels`, or `layers`
+            of `FusionConfig`; `hidden` (the head's layers) if the models fix the state vector's
+            length; "" if nothing.
         options: Fields of `FusionConfig` that change the fusion.
     """
 

@@ -24,6 +24,7 @@ from wsa.learn.fusion.base import (
     Shape,
     SpatialAdapter,
     State,
+    initialize,
     linear_adapter,
     present_of,
     side_of,
@@ -80,6 +81,8 @@ class FIX(Joined):
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__(inputs)
         self.adapters = nn.ModuleList(linear_adapter(width, config) for width in self.widths)
+        if config.init == "small":
+            initialize(self.adapters, 0.01)
         self.out_features = len(self.widths) * config.size
 
     def forward(self, embeddings: Embeddings, mask: Mask = None) -> tuple[State, None]:

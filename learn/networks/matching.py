@@ -13,10 +13,15 @@ import msgspec
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.build import fusion_class
-from wsa.store.common.errors import UsageError
+from wsa.store.common.errors import ConflictError, UsageError
 
 WIDEST = 1 << 16
-_FLAGS = {"size": "--fusion-size", "channels": "--fusion-channels", "hidden": "--hidden"}
+_FLAGS = {
+    "size": "--fusion-size",
+    "channels": "--fusion-channels",
+    "layers": "--fusion-layers",
+    "hidden": "--hidden",
+}
 
 
 def match_parameters(
@@ -37,8 +42,13 @@ def match_parameters(
     Raises:
         UsageError: If the fusion has no width to choose, the user already set that width, or no
             width reaches the target.
+        ConflictError: If a user's fusion names something else as its width.
     """
     name, by = network.fusion.name, fusion_class(network.fusion.name).scaled_by
+    if by and by not in _FLAGS:
+        raise ConflictError(
+            "user-code", f"{name} has scaled_by = {by!r}. Choose from {', '.join(_FLAGS)}."
+        )
     if not by or (by == "hidden" and (linear_heads or not network.hidden)):
         raise UsageError(
             f"--match-parameters: --fusion {name} has no width of its own to choose"

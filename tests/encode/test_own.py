@@ -178,6 +178,12 @@ def test_by_default_the_whole_output_is_kept(alias, store):
     assert open_model(take_snapshot(store), spec.key).passes == 0  # The probe agrees.
 
 
+def test_a_geometry_meant_for_other_models_changes_nothing(store):
+    plain, padded = (parse_request("ae", {}, geometry=how) for how in ("squash", "pad"))
+    spec = register(take_snapshot(store), plain, 0.1, engine="torch").spec
+    assert identity.find_model(take_snapshot(store), padded) == spec
+
+
 @pytest.mark.parametrize(
     ("alias", "output", "shape"),
     [("oke", "grid:7", (7, 7, 128)), ("vos", "grid:21", (21, 21, 20)), ("ae", "pooled", (64,))],

@@ -179,6 +179,8 @@ def test_other_weights_under_the_same_name_are_another_model(store, monkeypatch)
         ("user_nets:giving_up", "raised SystemExit"),
         ("user_nets:wrong", "returned Dense, not"),
         ("user_nets:no_module", "its module is str"),
+        ("user_nets:half", "its weights layers.0.weight are bfloat16"),
+        ("user_nets:with_state", "its state _extra_state is dict, not a tensor"),
         ("user_nets:wrong_mean", "must have 1 numbers for gray"),
     ],
 )

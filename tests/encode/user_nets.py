@@ -142,6 +142,13 @@ class Training(Dense):
         return super().train(True)
 
 
+class Stateful(Dense):
+    """Has a state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 1}
+
+
 class Flat(Dense):
     """(B,)."""
 
@@ -194,6 +201,14 @@ def giving_up() -> UserModel:
 
 def wrong() -> nn.Module:
     return _seeded(Dense)
+
+
+def half() -> UserModel:
+    return UserModel(_seeded(Dense).bfloat16(), GRAY)
+
+
+def with_state() -> UserModel:
+    return UserModel(_seeded(Stateful), GRAY)
 
 
 def no_module() -> UserModel:

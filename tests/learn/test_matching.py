@@ -20,7 +20,7 @@ from wsa.learn.networks.parameters import count_parameters
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.runs.setup.make_run import make_offline, make_online
 from wsa.learn.study import combine_plan
-from wsa.store.common.errors import UsageError
+from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -76,6 +76,22 @@ def test_an_impossible_match_is_refused(config, wanted, linear, words):
 def test_a_fusion_without_a_width_is_refused(monkeypatch):
     monkeypatch.setattr(matching, "fusion_class", lambda name: Fusion)
     with pytest.raises(UsageError, match=r"no width of its own to choose\. Leave it out"):
+        match_parameters(network("wsa"), 4_000, count)
+
+
+@pytest.mark.parametrize(("by", "flag"), [("layers", "--fusion-layers"), ("hidden", "--hidden")])
+def test_a_users_fusion_says_what_sets_its_width(monkeypatch, by, flag):
+    monkeypatch.setattr(
+        matching, "fusion_class", lambda name: type("Own", (Fusion,), {"scaled_by": by})
+    )
+    found = match_parameters(network("cnn"), 50_000, count)
+    assert width_of(found).startswith(flag)
+
+
+def test_a_users_fusion_with_an_unknown_width_is_refused(monkeypatch):
+    own = type("Own", (Fusion,), {"scaled_by": "width"})
+    monkeypatch.setattr(matching, "fusion_class", lambda name: own)
+    with pytest.raises(ConflictError, match="Choose from size, channels, layers, hidden"):
         match_parameters(network("wsa"), 4_000, count)
 
 

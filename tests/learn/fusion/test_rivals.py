@@ -155,6 +155,15 @@ def same(one, other):
     return one.shape == other.shape and torch.equal(one, other)
 
 
+@pytest.mark.parametrize("name", ["wsa", "fix", "mean", "single"])
+def test_small_weights_of_adapters_have_a_gain_of_a_hundredth(name):
+    fusion, _ = make(name, init="small")
+    for adapter in fusion.adapters:
+        norms = torch.linalg.matrix_norm(adapter[0].weight, 2)
+        torch.testing.assert_close(norms, torch.tensor(0.01))
+        assert not adapter[0].bias.any()
+
+
 def test_lin_concatenates_the_embeddings():
     fusion, embeddings = make("lin")
     expected = torch.cat([part.flatten(1) for part in adapt_maps(fusion, embeddings)], dim=1)
