@@ -28,10 +28,8 @@ def _check_model(o: ModelsOptions) -> int:
     else:
         output = o.check.output or ("" if o.name in screen.OUTPUTS else "pooled")
         request = parse_request(o.name, weights, output, o.check.precision, o.check.geometry)
-    if names.is_model_key(o.name) or request.recorded.startswith("file:"):
-        used = {o.name.partition("@")[0], request.alias}
-    else:
-        used = set()
+    from_files = names.is_model_key(o.name) or request.recorded.startswith("file:")
+    used = {o.name.partition("@")[0], request.alias} if from_files else set()
     for name in weights.keys() - used:
         raise UsageError(
             f"--weights {name}={weights[name]}: {o.name} does not use them. Leave it out."

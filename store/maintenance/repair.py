@@ -76,14 +76,14 @@ def _set_object_aside(backend: Backend, damage: Damage) -> Repair:
     record = records.record_path(damage.path)
     commit = read_record(backend, record)
     if commit is None or commit.attempt != damage.attempt:
-        return Repair(damage.path, "", (), "nothing: it is another's by now")
+        return Repair(damage.path, "", (), "nothing: it was replaced since the verification")
     kept = f"{KEPT}/{commit.id}/{commit.attempt}"
     _keep(backend, f"{kept}.json", records.write_commit(commit))
     files = [f"{commit.folder}/{file.name}" for file in commit.files]
     left = [file for file in files if not _copy(backend, file, f"{kept}/{_name(file, commit)}")]
     # Copying takes time, in which another repair and a writer may have replaced the object.
     if read_record(backend, record) != commit:
-        return Repair(damage.path, "", (), "nothing: it is another's by now")
+        return Repair(damage.path, "", (), "nothing: it was replaced since the verification")
     backend.delete(record)
     for file in files:
         if file not in left:
@@ -110,7 +110,7 @@ def _set_record_aside(backend: Backend, damage: Damage) -> Repair:
     except DamagedError:
         return Repair(damage.path, "", (), f"remove {damage.path}: no record is so large")
     if not lost and _is_intact(data, damage.path):
-        return Repair(damage.path, "", (), "nothing: it is another's by now")
+        return Repair(damage.path, "", (), "nothing: it was replaced since the verification")
     object_id = hashing.object_id(damage.path)
     left: list[str] = []
     if damage.game or damage.model:
