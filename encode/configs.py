@@ -7,7 +7,7 @@ module imports nothing heavy, so that `--help` is quick.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
@@ -165,6 +165,26 @@ def pairs(
         if parsed.setdefault(name, value) != value:
             raise UsageError(f"{flag} gives {name} twice: {parsed[name]} and {value}. Give one.")
     return parsed
+
+
+# Options that a model's key fixes.
+OF_KEY = ("output", "geometry", "precision")
+
+
+def refuse(given: object, fields: Iterable[str], why: str) -> None:
+    """Refuse options that would change nothing.
+
+    Args:
+        given: Options, each with a default in its class.
+        fields: Names of the options to refuse.
+        why: Reason, for the message.
+
+    Raises:
+        UsageError: If one of them differs from its default.
+    """
+    for field in fields:
+        if getattr(given, field) != getattr(type(given), field):
+            raise UsageError(f"--{field} has no effect: {why}. Leave it out.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from wsa.encode.configs import EmbeddingOptions, EncodeOptions, ServiceOptions, pairs, weights_files
+from wsa.encode.configs import (
+    OF_KEY,
+    EncodeOptions,
+    ServiceOptions,
+    pairs,
+    refuse,
+    weights_files,
+)
 from wsa.encode.jobs import events, slurm
 from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.report import EncodeReport, make_folder, write_report
@@ -94,12 +101,8 @@ def _resolve(o: EncodeOptions) -> tuple[Snapshot, Encoding]:
     weights = weights_files(o.embedding.weights)
     # A key names a model of the store with its output and precision; other names are parsed.
     keys = {name for name in o.models if names.is_model_key(name)}
-    for field in ("output", "geometry", "precision") if keys == {*o.models} else ():
-        if getattr(o.embedding, field) != getattr(EmbeddingOptions, field):
-            raise UsageError(
-                f"--{field} has no effect on {', '.join(o.models)}: a key names a model with its "
-                f"own {field}. Leave it out, or name the model by its alias."
-            )
+    if keys == {*o.models}:
+        refuse(o.embedding, OF_KEY, f"a key such as {o.models[0]} has its own")
     licenses = pairs("--license", o.embedding.license)
     asked = {
         name: parse_request(

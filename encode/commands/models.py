@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from wsa.encode.configs import CheckOptions, ModelsOptions, weights_files
+from wsa.encode.configs import OF_KEY, CheckOptions, ModelsOptions, refuse, weights_files
 from wsa.encode.models import screen
 from wsa.encode.models.registry import known_aliases, local_weights, parse_request
 from wsa.store.common import names, terminal
@@ -23,7 +23,7 @@ def _check_model(o: ModelsOptions) -> int:
         raise UsageError("Say which model: wsa models check NAME.")
     weights = weights_files(o.check.weights)
     if names.is_model_key(o.name):
-        _refuse(o.check, "output", "geometry", "precision", why=f"{o.name} has its own")
+        refuse(o.check, OF_KEY, f"the key {o.name} has its own")
         request = request_of(read_spec(open_snapshot(o.store)[1], o.name), weights)
     else:
         output = o.check.output or ("" if o.name in screen.OUTPUTS else "pooled")
@@ -49,24 +49,13 @@ def _check_model(o: ModelsOptions) -> int:
     return 0 if ok else ConflictError.exit_code
 
 
-def _refuse(given: CheckOptions, *fields: str, why: str) -> None:
-    """Refuse options that would change nothing.
-
-    Raises:
-        UsageError: If one was given.
-    """
-    for field in fields:
-        if getattr(given, field) != getattr(CheckOptions, field):
-            raise UsageError(f"--{field}: {why}. Leave it out.")
-
-
 def models(o: ModelsOptions) -> int:
     """Run `wsa models` or `wsa models check NAME`."""
     if o.action == "check":
         return _check_model(o)
     if o.name:
         raise UsageError(f"wsa models list takes no name. To check one: wsa models check {o.name}")
-    _refuse(o.check, *CheckOptions.__dataclass_fields__, why="it is for 'wsa models check'")
+    refuse(o.check, CheckOptions.__dataclass_fields__, "it is for 'wsa models check'")
     _, snapshot = open_snapshot(o.store, or_empty=True)
     stored = [describe(snapshot, key) for key in snapshot.models]
     known = [parse_request(alias, {}) for alias in known_aliases()]

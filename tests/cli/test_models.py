@@ -62,9 +62,13 @@ def test_check_passes_a_steady_model_and_fails_a_noisy_one(wsa):
         ("check timm:test_resnet:random --output grid:9", 2, "Ask for grid:5"),
         ("check ae --weights aee=ae.safetensors", 2, "--weights aee=ae.safetensors: ae does not"),
         ("check ae:random --weights ae=ae.safetensors", 2, "ae:random does not use them"),
-        ("check ae-0123456789ab --output map", 2, "--output: ae-0123456789ab has its own"),
+        (
+            "check ae-0123456789ab --output map",
+            2,
+            "the key ae-0123456789ab has its own",
+        ),
         ("list ae", 2, "wsa models check ae"),
-        ("list --precision bf16", 2, "--precision: it is for 'wsa models check'"),
+        ("list --precision bf16", 2, "it is for 'wsa models check'"),
         ("chekc vit", 2, "chekc"),
     ],
 )

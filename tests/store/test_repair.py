@@ -121,9 +121,11 @@ def test_a_lost_record_is_repaired_unless_it_is_there_again(store, full, kit):
     assert {path.rpartition("/")[0] for path in kit.paths(store, model)} == {attempt}
 
 
-def test_a_repair_leaves_an_object_that_was_made_again(store, full, kit):
+@pytest.mark.parametrize("lost", ["file", "record"])
+def test_a_repair_leaves_what_was_made_again(store, full, kit, lost):
     path = names.model_path(kit.key("vit"))
-    (store.root / kit.paths(store, path)[0]).write_bytes(b"?")
+    damaged = kit.paths(store, path)[0] if lost == "file" else records.record_path(path)
+    (store.root / damaged).write_bytes(b"?")
     damage = verify.verify(store).damage
     repair(store, damage)
     kit.add_model(store, kit.key("vit"))
@@ -149,17 +151,6 @@ def test_a_repair_leaves_an_object_that_is_made_again_meanwhile(store, full, kit
     (done,) = repair(store, damage)
     assert "was replaced" in done.next
     assert path in take_snapshot(store).commits and not verify.verify(store).damage
-
-
-def test_a_repair_leaves_a_record_that_was_made_again(store, full, kit):
-    record = records.record_path(names.model_path(kit.key("vit")))
-    (store.root / record).write_bytes(b"?")
-    damage = verify.verify(store).damage
-    repair(store, damage)
-    kit.add_model(store, kit.key("vit"))
-    before = kit.all_files(store)
-    (done,) = repair(store, damage)
-    assert done.kept == "" and kit.all_files(store) == before
 
 
 def test_a_repair_leaves_what_the_disk_cannot_read(store, full, kit, monkeypatch, refuse):
