@@ -15,14 +15,12 @@ import multiprocessing
 import os
 import pkgutil
 import re
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
-from wsa.store.common import memory, streams
+from wsa.store.common import memory, signals, streams
 from wsa.store.common.errors import StorageError, Terminated, UsageError, WsaError, redact
 from wsa.store.common.version import __version__
 
@@ -266,30 +264,19 @@ def _stoppable() -> Iterator[None]:
 
     A library that is interrupted while it is imported may fail with any exception.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     asked: list[KeyboardInterrupt] = []
 
-    def stop(number: int, frame: object) -> None:
-        asked.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
-        raise asked[-1]
+    def stop(error: KeyboardInterrupt) -> None:
+        asked.append(error)
+        raise error
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
-        # A shell's background job ignores Ctrl-C, which is for another command.
-        if number == signal.SIGTERM or handler != signal.SIG_IGN:
-            signal.signal(number, stop)
     try:
-        yield
+        with signals.handled_by(stop):
+            yield
     except Exception:
         if asked:
             raise asked[-1] from None
         raise
-    finally:
-        for number, handler in before.items():
-            # None: the handler was not installed from Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _check_current_folder() -> None:

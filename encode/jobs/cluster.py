@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
@@ -25,8 +24,8 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 from wsa.encode.jobs import slurm, tasks
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.encode.jobs.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
-from wsa.store.common import terminal
-from wsa.store.common.errors import StorageError, Terminated, UsageError
+from wsa.store.common import signals, terminal
+from wsa.store.common.errors import StorageError, UsageError
 
 WAIT_FOR_ANSWER_S = 20
 WAIT_FOR_WORKERS_S = 60
@@ -339,17 +338,12 @@ def _defer_signals() -> Iterator[None]:
     with SIGTERM. And Dask cannot recover from an interrupt while it starts or closes.
     """
     resource_tracker.ensure_running()  # Starting it later would unblock SIGINT.
-    asked: list[int] = []
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before if main else ():
-        signal.signal(number, lambda number, frame: asked.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before.items() if main else ():
-            signal.signal(number, handler)
+    asked: list[KeyboardInterrupt] = []
+    with signals.handled_by(asked.append):
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if asked:
-        raise Terminated if asked[0] == signal.SIGTERM else KeyboardInterrupt
+        raise asked[0]

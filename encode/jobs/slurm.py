@@ -9,22 +9,18 @@ is needed, because `--help` reads these options too.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import itertools
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from wsa.store.common import terminal
+from wsa.store.common import signals, terminal
 from wsa.store.common.cache_folder import cache_folder
 from wsa.store.common.errors import MissingError, StorageError, UsageError
 from wsa.store.common.ranges import COUNT, check_ranges
@@ -106,20 +102,6 @@ def check_scheduler(jobs: SlurmOptions, scheduler: str) -> None:
             raise UsageError(f"{flag} is for SLURM; add --scheduler slurm.")
 
 
-@contextlib.contextmanager
-def keep_ctrl_c() -> Iterator[None]:
-    """Keep this process's handler of Ctrl-C while dask-jobqueue is imported.
-
-    It sets one that ends the process with exit code 0, as if the work were done.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
-
-
 def start(
     jobs: SlurmOptions,
     environment: dict[str, Any],
@@ -149,7 +131,8 @@ def start(
     from wsa.encode.jobs.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 
     try:
-        with keep_ctrl_c():
+        # It sets a handler of Ctrl-C that ends the process with exit code 0, as if its work were done.
+        with signals.restored():
             from dask_jobqueue.slurm import SLURMCluster, SLURMJob
     except ImportError:
         raise MissingError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from typing import Any, Self
+import contextlib
+from typing import Self
 
+from wsa.store.common import signals
 from wsa.store.common.errors import Terminated
 
 _active: set[StopRequest] = set()
@@ -28,22 +28,18 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked: KeyboardInterrupt | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._active = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         _active.add(self)
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+        self._active.callback(_active.discard, self)
+        self._active.enter_context(signals.handled_by(self._ask))
         return self
 
     def __exit__(self, *_: object) -> None:
-        _active.discard(self)
-        for number, handler in self._before.items():
-            # None: the handler was not installed from Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._active.close()
 
-    def _ask(self, number: int, frame: object) -> None:
+    def _ask(self, error: KeyboardInterrupt) -> None:
         if self.asked:
             raise self.asked
-        self.asked = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        self.asked = error

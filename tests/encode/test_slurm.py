@@ -20,13 +20,14 @@ from dask import config
 from wsa.encode.jobs import cluster
 from wsa.encode.jobs.encoding import Encoding
 from wsa.encode.jobs.run import encode
-from wsa.encode.jobs.slurm import JobKeeper, SlurmOptions, keep_ctrl_c, start
+from wsa.encode.jobs.slurm import JobKeeper, SlurmOptions, start
 from wsa.encode.models.registry import Request
+from wsa.store.common import signals
 from wsa.store.common.errors import MissingError, StorageError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.maintenance.verify import verify
 
-with keep_ctrl_c():
+with signals.restored():
     import_module("dask_jobqueue")  # Its defaults must be there before a test sets others.
 
 Ask = Callable[..., Request]
@@ -232,7 +233,7 @@ def test_ctrl_c_still_interrupts_after_dask_jobqueue_is_imported(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("dask_jobqueue")]:
         monkeypatch.delitem(sys.modules, name)
     before = signal.getsignal(signal.SIGINT)
-    with keep_ctrl_c():
+    with signals.restored():
         import_module("dask_jobqueue")
     assert "dask_jobqueue.runner" in sys.modules and signal.getsignal(signal.SIGINT) is before
 
