@@ -7,12 +7,13 @@ module imports nothing heavy, so that `--help` is quick.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from wsa.encode.jobs.slurm import SlurmOptions
+from wsa.store.common import names
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, Range, check_ranges
 from wsa.store.configs import (
@@ -147,6 +148,23 @@ class EncodeOptions(StoreOptions, Work):
 def weights_files(given: Sequence[str]) -> dict[str, str]:
     """Parse the pairs of `--weights` into a dict from alias to file, as `pairs` does."""
     return pairs("--weights", given, "ALIAS=FILE, such as vit=path.safetensors")
+
+
+def require_used(weights: Mapping[str, str], models: Iterable[str]) -> None:
+    """Refuse `--weights` that none of the models uses.
+
+    Args:
+        weights: Files by name, as `weights_files` returns them.
+        models: Those that take weights: as typed, their aliases, or their keys.
+
+    Raises:
+        UsageError: If a name is none of theirs.
+    """
+    own = [model.partition("@")[0].partition("=")[0] for model in models]
+    own = [names.key_alias(name) if names.is_model_key(name) else name for name in own]
+    for name in weights.keys() - set(own):
+        what = f"Name one of {', '.join(dict.fromkeys(own))}." if own else "Leave it out."
+        raise UsageError(f"--weights {name}={weights[name]}: none of the models uses it. {what}")
 
 
 def pairs(

@@ -18,6 +18,7 @@ from wsa.encode.configs import (
     ServiceOptions,
     pairs,
     refuse,
+    require_used,
     weights_files,
 )
 from wsa.encode.jobs import events, slurm
@@ -116,11 +117,7 @@ def _resolve(o: EncodeOptions) -> tuple[Snapshot, Encoding]:
     filed = {name: r.alias for name, r in asked.items() if r.recorded.startswith("file:")}
     for name in weights.keys() & screen.OUTPUTS.keys():
         raise UsageError(f"--weights {name}={weights[name]}: {name} has no weights.")
-    for name in weights.keys() - {*filed, *filed.values(), *map(names.key_alias, keys)}:
-        raise UsageError(
-            f"--weights {name}={weights[name]}: none of --models uses them. --models has "
-            f"{', '.join(o.models)}."
-        )
+    require_used(weights, [*filed, *filed.values(), *keys])
     _, snapshot = open_snapshot(o.store, or_empty=o.watch)
     asked |= {key: request_of(read_spec(snapshot, key), weights) for key in keys}
     requests = list(dict.fromkeys(asked[name] for name in o.models))

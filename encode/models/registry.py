@@ -211,6 +211,12 @@ def parse_request(
     return dataclasses.replace(request, alias=alias, stated_license=stated)
 
 
+def alias_of(text: str) -> str:
+    """Return the alias of a model as typed, which is its own name unless it is `timm:NAME`."""
+    name = text.partition("@")[0].removesuffix(":random")
+    return timm_alias(_tagged(name.removeprefix("timm:"))) if name.startswith("timm:") else name
+
+
 def typed_modules(models: Sequence[str]) -> dict[str, str]:
     """Return the `module:callable` of each user's own model among the typed models, by alias."""
     modules = {}

@@ -10,13 +10,14 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from wsa.encode.configs import require_used
 from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.api.libraries import require
 from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.envs import atari
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy
-from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.player import Player, open_player
 from wsa.learn.training import metrics
 from wsa.store.common import user_code
@@ -54,7 +55,7 @@ def load_run(
         seed: Seed for random actions.
 
     Raises:
-        UsageError: If epsilon is not from 0 to 1.
+        UsageError: If epsilon is not from 0 to 1, or the run has no model that `weights` names.
         MissingError: If the run, its checkpoint, the weights, or the data are missing.
         ConflictError: If a model's embeddings differ from those in the store.
         DamagedError: If the checkpoint or the data is damaged.
@@ -63,9 +64,9 @@ def load_run(
         raise UsageError(f"epsilon must be from 0 to 1, not {epsilon}.")
     user_code.type_in(trust)
     request = EvaluationRequest(which=checkpoint, device=choose_device(device), engine=engine)
-    player = open_player(
-        Path(path), request, weights=dict(weights or {}), threads=threads_for(threads)
-    )
+    files = dict(weights or {})
+    require_used(files, read_config(Path(path)).inputs)
+    player = open_player(Path(path), request, weights=files, threads=threads_for(threads))
     return Run(Path(path), player, epsilon, seed)
 
 

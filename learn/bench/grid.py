@@ -20,7 +20,9 @@ from typing import Any
 
 import msgspec
 
+from wsa.encode.configs import require_used, weights_files
 from wsa.encode.jobs import slurm
+from wsa.encode.models.registry import alias_of
 from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.configs.evaluation import EvaluationSettings
 from wsa.learn.configs.flags import as_flag, differing
@@ -205,6 +207,9 @@ def check(o: BenchOptions) -> None:
                 f"--decode {name}: no run has this model. Name one of {', '.join(sorted(named))}, "
                 "as it is named there."
             )
+    if weights := weights_files(o.live.weights):
+        models = {*named, o.method.context}
+        require_used(weights, [*models, *map(alias_of, models)])
     if o.models_subsets and o.models:
         raise UsageError("Give --models or --models-subsets, not both.")
     for subset in o.models_subsets:

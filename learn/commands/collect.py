@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from wsa.encode.configs import weights_files
+from wsa.encode.configs import require_used, weights_files
 from wsa.learn.configs.data import CollectOptions
 from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.envs import atari
@@ -85,10 +85,12 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
         return o.policy, load_policy(o.policy, protocol.actions, o.seed)
     user_code.type_in(o.run_policy.trust)
     from wsa.encode.inference.encoder import choose_device
+    from wsa.learn.runs.config import read_config
     from wsa.learn.runs.player import open_player
 
     request = EvaluationRequest(device=choose_device(o.run_policy.device))
     weights = weights_files(o.run_policy.weights)
+    require_used(weights, read_config(Path(o.policy)).inputs)
     player = open_player(Path(o.policy), request, otherwise=o.store, weights=weights)
     if (player.config.game, player.config.protocol.actions) != (o.game, protocol.actions):
         raise UsageError(

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from wsa.encode.configs import weights_files
+from wsa.encode.configs import require_used, weights_files
 from wsa.learn.configs.evaluation import EvaluationRequest
 from wsa.learn.configs.learn import EvalOptions
 from wsa.learn.evaluation.pace import Pace
@@ -34,6 +34,8 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     threads = threads_for(o.live.threads)
     folder, out = Path(o.run), Path(o.run_options.out) if o.run_options.out else None
     config = read_config(folder)
+    weights = weights_files(o.live.weights)
+    require_used(weights, config.inputs)
     _log.info(f"store {o.store or config.store}")
     results = out or folder
     request = EvaluationRequest(
@@ -90,7 +92,7 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
             folder,
             request,
             store=o.store,
-            weights=weights_files(o.live.weights),
+            weights=weights,
             video=o.video,
             threads=threads,
             out=out,

@@ -35,6 +35,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     check_ranges(o)
     user_code.type_in([*o.output.trust, o.fusion, o.algo])
     atari.check_game(o.game)
+    from wsa.encode.configs import require_used, weights_files
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
     from wsa.learn.networks.matching import width_of
@@ -50,6 +51,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
 
     device, threads = choose_device(o.compute.device), threads_for(o.live.threads)
     snapshot, config, folder = plan_run(o, device)
+    require_used(weights_files(o.live.weights), [*o.models, *config.inputs])
     _log.info(f"{config.game}, {_described(config)}; run {folder}")
     if config.models and not (o.models or o.output.resume or o.start.init):
         _log.info(f"No models are named, so wsa takes these. To keep them: {_pinned(config)}")

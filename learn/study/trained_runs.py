@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from wsa.encode.configs import weights_files
+from wsa.encode.configs import require_used, weights_files
 from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.configs.evaluation import EvaluationRequest
@@ -81,14 +81,17 @@ def runs_of(o: RunsOptions) -> list[TrainedRun]:
     """The named runs, without duplicates.
 
     Raises:
-        UsageError: If no run is named, or an option is out of range.
+        UsageError: If no run is named, an option is out of range, or no run uses some weights.
         MissingError: If a folder is not that of a run.
     """
     check_ranges(o)
     if not o.runs:
         raise UsageError(f"wsa study {o.kind}: name the folders of one or more trained runs.")
     folders = [Path(run) for run in dict.fromkeys(o.runs)]
-    return [TrainedRun(folder, read_config(folder)) for folder in folders]
+    runs = [TrainedRun(folder, read_config(folder)) for folder in folders]
+    inputs = [key for run in runs for key in run.config.inputs]
+    require_used(weights_files(o.live.weights), inputs)
+    return runs
 
 
 def open_run(o: RunsOptions, run: TrainedRun) -> Player:

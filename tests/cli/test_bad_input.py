@@ -87,9 +87,9 @@ encode --slurm-queue gpu
 encode --slurm-gpu
     --slurm-gpu is for SLURM; add --scheduler slurm.
 encode --models lite0:random --weights lito=lite0.safetensors
-    --weights lito=lite0.safetensors: none of --models uses them. --models has lite0:random.
+    --weights lito=lite0.safetensors: none of the models uses it. Leave it out.
 encode --models lite0:random --weights lite0=lite0.safetensors
-    --weights lite0=lite0.safetensors: none of --models uses them. --models has lite0:random.
+    --weights lite0=lite0.safetensors: none of the models uses it. Leave it out.
 encode --scheduler slrum --slurm-gpu
     --scheduler 'slrum' is not a scheduler; write local, inproc, slurm, or tcp://HOST:PORT.
 encode --poll 1

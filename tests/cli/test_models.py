@@ -3,7 +3,9 @@
 import sys
 
 import pytest
-from command_kit import read_json
+import safetensors.torch
+import timm
+from command_kit import ALIAS, LEARN, MODEL, read_json
 
 from wsa.encode.jobs.dry_run import estimate, measure_model
 from wsa.encode.jobs.encoding import Encoding
@@ -113,3 +115,31 @@ def test_every_output_is_estimated(output, numbers, fitted, in_memory, kit):
     assert found.bytes == 2 * numbers * meta.frames
     assert found.fit == (fit if fitted else 0)
     assert take_snapshot(in_memory).models == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (*LEARN, "--eval-frequency", "1", "--dry-run"),
+        ("eval", "run", "--dry-run"),
+        ("collect", "--game", "Breakout", "--steps", "8", "--policy", "run"),
+        ("study", "attend", "run"),
+        ("bench", "--games", "Breakout", "--fusions", "wsa", "--models", MODEL, "--dry-run"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_weights_that_no_model_uses_are_refused(filled, unchanged, command):
+    refused = f"wsa {command[0]}: --weights typo=w.pt: none of the models uses it. Name one of "
+    with unchanged():
+        outcome = filled(*command, "--weights", "typo=w.pt")
+        assert outcome.code == 2 and outcome.error.startswith(refused), outcome.err
+        assert ALIAS in outcome.error
+
+
+def test_weights_are_named_by_the_model_as_typed_with_or_without_its_output(filled, tmp_path):
+    network = timm.create_model("test_resnet", pretrained=False)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "w.safetensors")
+    name = "timm:test_resnet.r160_in1k"
+    for alias in (name, ALIAS):
+        command = ("encode", "--models", f"{name}@pooled", "--weights", f"{alias}=w.safetensors")
+        assert filled(*command, "--scheduler", "inproc", "--dry-run").code == 0

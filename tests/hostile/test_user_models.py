@@ -104,7 +104,7 @@ def test_commands_import_only_modules_that_users_name(store, kit, plant, canary,
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
         if "--weights" in command:
-            assert code == 2 and "none of --models uses them" in printed.err
+            assert code == 2 and "none of the models uses it" in printed.err
         elif key in command and command[0] != "show":
             assert code == 3 and "never imports a module because a store names it" in printed.err
         assert not canary.exists(), command
