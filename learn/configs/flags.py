@@ -15,6 +15,8 @@ def flag_value(value: Any) -> Any:
 def as_flag(name: str, value: Any) -> str:
     """Write an option with its value as on the command line."""
     flag = name.replace("_", "-")
+    if value is None:
+        return f"no --{flag}"
     if isinstance(value, bool):
         off = "no --" if name in _ON_ONLY else "--no-"
         return f"--{flag}" if value else f"{off}{flag}"
@@ -23,6 +25,6 @@ def as_flag(name: str, value: Any) -> str:
 
 def differing(name: str, there: Any, here: Any) -> str:
     """Write how an option of an earlier command differs: `--seed 1, not 9`, or `--no-double-q`."""
-    if isinstance(here, bool):
+    if isinstance(here, bool) or here is None:
         return as_flag(name, there)
     return f"{as_flag(name, there)}, not {flag_value(here)}"

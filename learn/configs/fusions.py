@@ -18,6 +18,7 @@ from tyro.conf import Fixed, Suppress, arg
 from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, POSITIVE, Range, check_ranges
+from wsa.store.configs import OptionalFloat
 
 FUSIONS = {
     "wsa": "wsa.learn.fusion.attention:WSA",
@@ -55,8 +56,8 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How scores become weights: softmax; relu-sum, each ReLU over their sum, as in the published code; or sigmoid."""
     layer_norm: bool = True
     """Whether adapters normalize before their ReLU."""
-    temperature: Annotated[float, POSITIVE] = 1.0
-    """Divide scores by this number."""
+    temperature: Annotated[OptionalFloat, POSITIVE] = None
+    """Divide scores by this number. If not given: the square root of --fusion-size; for dpa, 1."""
     scorer_hidden: bool = True
     """Whether the scorer has a hidden layer; the authors' scorer is one linear map."""
     dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
@@ -77,6 +78,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "thesis": {
         "score_activation": "relu",
         "normalizer": "softmax",
+        "temperature": 1.0,
         "layer_norm": False,
         "scorer_hidden": False,
         "init": "orthogonal",
@@ -85,6 +87,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "score_activation": "relu",
         "normalizer": "relu-sum",
+        "temperature": 1.0,
         "layer_norm": True,
         "scorer_hidden": False,
         "init": "small",

@@ -87,7 +87,7 @@ class Unshared(Attention):
 class MoE(Attention):
     """A soft mixture of experts: the gate sees the context, but not the E_i that it weights.
 
-    h = ReLU(V c + a), s_i = g_i . h + b_i, w = softmax(s), R = sum_i w_i E_i. Every expert runs.
+    h = ReLU(V c + a), s_i = g_i . h + b_i, w = softmax(s / T), R = sum_i w_i E_i. Every expert runs.
 
     The authors' later version also has Gumbel noise, dropped experts, and a running mean of the
     weights. They are left out, because with them a policy's weights during a rollout differ from

@@ -6,13 +6,15 @@ Learning" (arXiv 2507.07197). For models i = 1..m with state embeddings u_i and 
     E_i = ReLU(LN(W_i u_i + b_i))           (B, d)  adapters, one per model
     c   = ReLU(LN(W_0 u_0 + b_0))           (B, d)  context; without u_0, the mean of the E_i
     s_i = f([c ; E_i])                      (B,)    one MLP shared by all models, hence the name
-    w   = softmax(s)                        (B, m)  sums to 1
+    w   = softmax(s / T)                    (B, m)  sums to 1; T = sqrt(d)
     R   = sum_i w_i E_i                     (B, d)  the state vector
 
 The authors' code differs from their text, and its versions differ from each other. The defaults
 here fix the problems found there (docs/explain/wsa.md), and `FusionConfig` has a switch for each:
 
 - Scores have no ReLU, so a model can be turned off and no row is stuck at uniform weights.
+- Scores are divided by sqrt(d), as in dot-product attention: they are sums over d hidden units, and
+  training makes them so large that the weights choose one model, and jump from state to state.
 - Adapters have a LayerNorm, so no adapter dies on embeddings of another scale.
 - f has a hidden layer, as in their text. In their code f is one linear map: c then adds the same
   number to every score, which the softmax cancels, so the context has no effect and no gradient
@@ -51,9 +53,14 @@ class Attention(Adapted):
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__(inputs, config)
-        self._temperature = config.temperature
+        self._temperature = config.temperature or self.default_temperature(config.size)
         self._relu = config.score_activation == "relu"
         self._normalizer = config.normalizer
+
+    @staticmethod
+    def default_temperature(size: int) -> float:
+        """Return the temperature for adapted embeddings of `size` numbers, if none is given."""
+        return sqrt(size)
 
     def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return the score s_i of each present model."""
@@ -131,6 +138,11 @@ class DPA(Attention):
 
     # Adapted embeddings are not negative, nor are their products, so a ReLU changes nothing.
     options: tuple[str, ...] = (*Adapted.options, "normalizer", "temperature")
+
+    @staticmethod
+    def default_temperature(size: int) -> float:
+        """Return 1: the products are already divided by sqrt(d)."""
+        return 1.0
 
     def scores(self, context: State, adapted: States, present: Sequence[int]) -> Scores:
         """Return s_i = c . E_i / sqrt(d) of each present model."""

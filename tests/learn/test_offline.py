@@ -446,7 +446,7 @@ def test_values_that_run_away_are_warned_about_once(walk_flat, tmp_path, caplog)
     assert 0.1 < line["validation/return"] < 0.9
     # Without discount, and with a target that follows at once, values grow without end.
     wild = msgspec.structs.replace(
-        SMALL, gamma=1.0, cql_alpha=0.0, learning_rate=0.3, target_network_frequency=1
+        SMALL, gamma=1.0, cql_alpha=0.0, learning_rate=1.0, target_network_frequency=1
     )
     train(wild, walk_flat, None, 1, tmp_path / "wild")
     assert caplog.text.count("values diverge") == 1

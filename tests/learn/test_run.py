@@ -195,6 +195,9 @@ def test_a_folder_accepts_the_same_run_again_and_no_other(breakout, tmp_path):
             )
         },
         r"--layer-norm\. Give": {"network": NetworkConfig(FusionConfig(size=16, layer_norm=False))},
+        "no --temperature, not 1.0": {
+            "network": NetworkConfig(FusionConfig(size=16, temperature=1.0))
+        },
         "--fusion-size 16, not 24": {"network": NetworkConfig(FusionConfig(size=24))},
     }
     for differing, change in changes.items():

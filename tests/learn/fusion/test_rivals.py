@@ -256,7 +256,8 @@ def test_controls_replace_parts_of_wsa():
         else:
             pairs = [torch.cat([context, adapted[:, i]], dim=1) for i in range(3)]
             scores = [f(pair) for f, pair in zip(fusion.scorers, pairs, strict=True)]
-        torch.testing.assert_close(weights, torch.cat(scores, dim=1).softmax(dim=1))
+        scaled = torch.cat(scores, dim=1) / 6**0.5
+        torch.testing.assert_close(weights, scaled.softmax(dim=1))
     uniform, embeddings = make("uniform")
     state = uniform(embeddings)[0]
     torch.testing.assert_close(state, uniform.adapt(embeddings, range(3)).mean(dim=1))

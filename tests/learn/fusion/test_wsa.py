@@ -38,7 +38,7 @@ def compute_by_equations(fusion, config, inputs, context, present):
             pair = (numbers["scorer.0.weight"] @ pair + numbers["scorer.0.bias"]).clamp_min(0)
         last = 2 if config.scorer_hidden else 0
         scores = numbers[f"scorer.{last}.weight"] @ pair + numbers[f"scorer.{last}.bias"]
-        scaled = scores[0] / config.temperature
+        scaled = scores[0] / (config.temperature or config.size**0.5)
         return scaled.clamp_min(0) if config.score_activation == "relu" else scaled
 
     states, weights = [], []
@@ -116,6 +116,7 @@ def test_presets_have_the_authors_settings():
     assert (paper.score_activation, paper.normalizer, paper.layer_norm) == (
         "relu", "relu-sum", True,
     )  # fmt: skip
+    assert thesis.temperature == paper.temperature == 1
     assert not thesis.scorer_hidden and not paper.scorer_hidden
     assert make_fusion_config(preset="paper", scorer_hidden=True).scorer_hidden
     assert make_fusion_config() == FusionConfig()
