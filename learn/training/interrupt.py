@@ -28,16 +28,16 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked: KeyboardInterrupt | None = None
-        self._active = contextlib.ExitStack()
+        self._handling = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         _active.add(self)
-        self._active.callback(_active.discard, self)
-        self._active.enter_context(signals.handled_by(self._ask))
+        self._handling.callback(_active.discard, self)
+        self._handling.enter_context(signals.handled_by(self._ask))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._active.close()
+        self._handling.close()
 
     def _ask(self, error: KeyboardInterrupt) -> None:
         if self.asked:

@@ -16,7 +16,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 def restored() -> Iterator[None]:
     """Restore the handlers of Ctrl-C and SIGTERM at the end, whatever the block sets.
 
-    Only the main thread can set handlers. In other threads, this does nothing.
+    Only the main thread can set handlers. Outside it, this does nothing.
     """
     before = {number: signal.getsignal(number) for number in _STOPPING}
     try:
@@ -31,7 +31,7 @@ def restored() -> Iterator[None]:
 def handled_by(handle: Callable[[KeyboardInterrupt], None]) -> Iterator[None]:
     """Have Ctrl-C and SIGTERM call `handle` during the block.
 
-    In other threads than the main one, this does nothing.
+    Outside the main thread, this does nothing.
 
     Args:
         handle: Gets what the signal would raise: `KeyboardInterrupt` or `Terminated`.
