@@ -10,6 +10,7 @@ import gc
 import hashlib
 import importlib.util
 import os
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+# Tests send Ctrl-C, which a shell's background job ignores, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported anywhere: on busy cores its threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -31,8 +31,6 @@ def begin(filled, tmp_path, warm):
     A `cold` one imports what it needs, which takes seconds.
     """
     started: list[Any] = []
-    # Tests that run in the background of a script ignore Ctrl-C, and so would what they start.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(*arguments, cold=False):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -46,7 +44,6 @@ def begin(filled, tmp_path, warm):
         return process
 
     yield start
-    signal.signal(signal.SIGINT, before)
     for process in started:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -207,11 +204,7 @@ def test_a_signal_that_surfaces_as_another_error_ends_the_command(monkeypatch, c
         except KeyboardInterrupt:
             raise RecursionError("maximum recursion depth exceeded") from None
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(cli, "_run", interrupted)
-    try:
-        assert cli.main(["learn"]) == 128 + signum
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert cli.main(["learn"]) == 128 + signum
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert capsys.readouterr() == ("", last_words("learn", signum) + "\n")

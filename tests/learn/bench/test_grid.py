@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import logging
 import shutil
-import signal
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -201,7 +200,6 @@ def test_a_run_whose_worker_dies_is_tried_three_times(monkeypatch):
 
 def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(monkeypatch, capsys):
     saved = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's `&` ignores it.
 
     def attempt(cell, on_progress):
         with interrupt.StopRequest() as stop:
@@ -214,11 +212,8 @@ def test_an_interrupted_bench_saves_the_run_in_progress_and_starts_no_other(monk
     monkeypatch.setattr(run_cell, "attempt", attempt)
     monkeypatch.setattr(runner, "connect", connect_inproc)
     cells = plan(fusions=("wsa", "mean", "lin"), models=("vit",))
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            list(runner._run_on_workers(options(json=True, device="cpu"), cells))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        list(runner._run_on_workers(options(json=True, device="cpu"), cells))
     assert len(saved) == 1 and "saving the runs in progress" in capsys.readouterr().err
 
 
