@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from wsa.encode.configs import OF_KEY, CheckOptions, ModelsOptions, refuse, weights_files
+from wsa.encode.configs import (
+    OF_KEY,
+    CheckOptions,
+    ModelsOptions,
+    refuse,
+    require_used,
+    weights_files,
+)
 from wsa.encode.models import screen
 from wsa.encode.models.registry import known_aliases, local_weights, parse_request
 from wsa.store.common import names, terminal
@@ -29,11 +36,7 @@ def _check_model(o: ModelsOptions) -> int:
         output = o.check.output or ("" if o.name in screen.OUTPUTS else "pooled")
         request = parse_request(o.name, weights, output, o.check.precision, o.check.geometry)
     from_files = names.is_model_key(o.name) or request.recorded.startswith("file:")
-    used = {o.name.partition("@")[0], request.alias} if from_files else set()
-    for name in weights.keys() - used:
-        raise UsageError(
-            f"--weights {name}={weights[name]}: {o.name} does not use them. Leave it out."
-        )
+    require_used(weights, [o.name, request.alias] if from_files else [])
     results = []
     for result in check(request, choose_device(o.check.device)):
         results.append(result)

@@ -212,9 +212,16 @@ def parse_request(
 
 
 def alias_of(text: str) -> str:
-    """Return the alias of a model as typed, which is its own name unless it is `timm:NAME`."""
-    name = text.partition("@")[0].removesuffix(":random")
-    return timm_alias(_tagged(name.removeprefix("timm:"))) if name.startswith("timm:") else name
+    """Return the alias of a model as typed; a name without a colon is one.
+
+    Raises:
+        UsageError: If timm has no such architecture or weights.
+    """
+    own_name, named, _ = text.partition("=")
+    name = own_name if named else text.partition("@")[0].removesuffix(":random")
+    if name.startswith("timm:"):
+        return timm_alias(_tagged(name.removeprefix("timm:")))
+    return timm_alias(name) if custom.is_name(name) else name
 
 
 def typed_modules(models: Sequence[str]) -> dict[str, str]:

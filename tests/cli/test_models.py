@@ -9,7 +9,7 @@ from command_kit import ALIAS, LEARN, MODEL, read_json
 
 from wsa.encode.jobs.dry_run import estimate, measure_model
 from wsa.encode.jobs.encoding import Encoding
-from wsa.encode.models.registry import parse_request
+from wsa.encode.models.registry import alias_of, parse_request
 from wsa.encode.registration import probe_frames
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -62,8 +62,12 @@ def test_check_passes_a_steady_model_and_fails_a_noisy_one(wsa):
         ("check no_such_module_of_mine:make", 3, "cannot be imported on"),
         ("check timm:test_resnet:random --output cls", 2, "has no class token"),
         ("check timm:test_resnet:random --output grid:9", 2, "Ask for grid:5"),
-        ("check ae --weights aee=ae.safetensors", 2, "--weights aee=ae.safetensors: ae does not"),
-        ("check ae:random --weights ae=ae.safetensors", 2, "ae:random does not use them"),
+        (
+            "check ae --weights aee=ae.safetensors",
+            2,
+            "--weights aee=ae.safetensors: none of the models",
+        ),
+        ("check ae:random --weights ae=ae.safetensors", 2, "none of the models uses it"),
         (
             "check ae-0123456789ab --output map",
             2,
@@ -143,3 +147,16 @@ def test_weights_are_named_by_the_model_as_typed_with_or_without_its_output(fill
     for alias in (name, ALIAS):
         command = ("encode", "--models", f"{name}@pooled", "--weights", f"{alias}=w.safetensors")
         assert filled(*command, "--scheduler", "inproc", "--dry-run").code == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "alias"),
+    [
+        ("vit:random", "vit"),
+        ("timm:test_resnet@pooled", ALIAS),
+        ("mine=timm:test_resnet@pooled", "mine"),
+        ("lab.nets:make", "lab_nets_make"),
+    ],
+)
+def test_a_model_as_typed_has_an_alias(typed, alias):
+    assert alias_of(typed) == alias
