@@ -82,10 +82,12 @@ class Fusion(nn.Module):
 
     Attributes:
         out_features: Length of the state vector.
-        weighs: Whether the fusion learns a weight for each model; one that is alone has weight 1.
+        weighs: Whether the fusion learns a weight for each model. By default, weights sum to 1, so
+            a model that is alone has weight 1.
         conditioned: Whether the fusion uses a context.
-        per_model: Names of the module lists that have one entry per model. All other modules work
-            with any number of models. Without such a list, models cannot be added or removed.
+        per_model: Names of the lists of modules or parameters that have one entry per model. All
+            other modules work with any number of models. Without such a list, models cannot be
+            added or removed.
         scaled_by: What sets the width, for `--match-parameters`: `size`, `channels`, or `layers`
             of `FusionConfig`; `hidden` (the head's layers) if the models fix the state vector's
             length; "" if nothing.

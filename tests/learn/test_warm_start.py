@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from wsa.learn.configs.fusions import FUSIONS, make_fusion_config
+from wsa.learn.configs.fusions import FUSIONS, FusionConfig, make_fusion_config
 from wsa.learn.configs.network import NetworkConfig
-from wsa.learn.fusion.base import Inputs
+from wsa.learn.fusion.base import Adapted, Inputs
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.networks.heads import ActorCritic, QNetwork
 from wsa.learn.runs.presence import can_lose, named_model
@@ -100,6 +100,30 @@ def test_models_may_change_their_order(tmp_path):
     torch.testing.assert_close(found, expected)
     assert weights is not None and turned is not None
     torch.testing.assert_close(turned.flip(1), weights)
+
+
+class Scales(Adapted):
+    """A sum in which each model has a factor of its own, which is a parameter and not a module."""
+
+    per_model = (*Adapted.per_model, "factors")
+
+    def __init__(self, inputs, config):
+        super().__init__(inputs, config)
+        self.factors = torch.nn.ParameterList(torch.randn(()) for _ in inputs.models)
+
+
+def test_a_list_of_parameters_is_taken_over_model_by_model(tmp_path):
+    before, after = ["vit-1", "map-2", "clip-3"], ["clip-3", "dino-4", "vit-1"]
+    old, new = network(before), network(after)
+    for built, models in ((old, before), (new, after)):
+        inputs = Inputs(tuple(SHAPES[key] for key in models))
+        built.torso.fusion = Scales(inputs, FusionConfig(size=16))
+    drawn = new.torso.fusion.factors[1].item()
+    fresh = take_over(old, before, new, after, tmp_path)
+    assert fresh and all(".1." in name or name.endswith(".1") for name in fresh)
+    factors = old.torso.fusion.factors
+    expected = [factors[2].item(), drawn, factors[0].item()]
+    assert [factor.item() for factor in new.torso.fusion.factors] == expected
 
 
 def test_a_masked_model_has_no_weight():

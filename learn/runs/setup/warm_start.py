@@ -139,7 +139,7 @@ def _old_name(name: str, lists: list[str], models: Sequence[str], before: Sequen
     """Name of a tensor in the old network, where models are ordered differently; "" if new."""
     for prefix in lists:
         if name.startswith(prefix + "."):
-            index, _, rest = name[len(prefix) + 1 :].partition(".")
+            index, *rest = name[len(prefix) + 1 :].split(".")  # No rest in a list of parameters.
             key = models[int(index)]
-            return f"{prefix}.{before.index(key)}.{rest}" if key in before else ""
+            return ".".join([prefix, str(before.index(key)), *rest]) if key in before else ""
     return name
