@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from wsa.learn.configs.algorithms import OnlineDQNConfig
 from wsa.learn.data.transitions import Batch, OfflineBatches
@@ -46,12 +47,17 @@ def train_dqn(
     learner = DQN(config.learner, network.to(device))
     generator = np.random.default_rng([session.seed, 2])
     draws = Draws(config, session, folder)
-    updates, scalars = 0, dict[str, float]()
+    updates, before = 0, dict[str, float]()  # `before`: scalars of the resumed checkpoint.
+    scalars = dict[str, Tensor]()
     _, extra = session.resume(folder, learner.modules, learner.optimizer)
     if extra:
         generator.bit_generator.state = extra["explore"]
         draws.restore(extra["draws"])
-        updates, scalars = extra["updates"], extra["scalars"]
+        updates, before = extra["updates"], extra["scalars"]
+
+    def losses() -> dict[str, float]:
+        """Scalars of the last update. Reading them waits for a GPU, so only what is logged is read."""
+        return session.line(scalars) if scalars else before
 
     def save(step: int) -> None:
         draws.replay.flush()
@@ -59,7 +65,7 @@ def train_dqn(
             "explore": generator.bit_generator.state,
             "draws": draws.state(),
             "updates": updates,
-            "scalars": scalars,
+            "scalars": losses(),
         }
         session.save(folder, learner.modules, learner.optimizer, {}, state)
 
@@ -74,21 +80,18 @@ def train_dqn(
             played = runner.step(actions)
             draws.replay.add(states, first, actions, played, config.terminal_on_life_loss)
             session.log_episodes(loop.metrics, played)
-            logging = loop.every(config.log_frequency)
             if step >= config.learning_starts:
                 session.settle(learner.online, learner.target)
                 for _ in range(times(config.train_frequency, step, stride)):
                     learner.online.train()
                     updates += 1
-                    new_scalars = learner.update(updates, draws.draw(step))
-                    if logging:
-                        scalars = session.line(new_scalars)
-            if logging:
+                    scalars = learner.update(updates, draws.draw(step))
+            if loop.every(config.log_frequency):
                 rates = {
                     "charts/epsilon": config.epsilon(step),
                     "charts/learning_rate": config.learning_rate,
                 }
-                loop.write(scalars | rates | session.scalars())
+                loop.write(losses() | rates | session.scalars())
     return session.played(network)
 
 

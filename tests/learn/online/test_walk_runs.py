@@ -18,6 +18,7 @@ from learn_kit import (
 )
 
 from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.offline.dqn import DQN as OfflineDQN
 from wsa.learn.training import checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -103,6 +104,35 @@ def test_dqn_learns_the_walk(tmp_path):
     assert values.argmax(dim=1).tolist() == [1, 1, 1]
     # The reward is 1 in the next step, 0.9 in the one after, 0.81 in the third.
     assert values.amax(dim=1).tolist() == pytest.approx([0.81, 0.9, 1.0], abs=0.15)
+
+
+def test_dqn_logs_the_losses_of_its_last_update(tmp_path, monkeypatch):
+    """The steps of lines and of updates need not coincide, before and after a checkpoint."""
+    errors = []
+
+    def update(self, step, batch):
+        scalars = update_of_dqn(self, step, batch)
+        errors.append(scalars["losses/td_error"].item())
+        return scalars
+
+    update_of_dqn = OfflineDQN.update
+    monkeypatch.setattr(OfflineDQN, "update", update)
+    config = msgspec.structs.replace(
+        DQN, num_envs=1, total_timesteps=100, learning_starts=10, train_frequency=4,
+        log_frequency=7, save_frequency=42,
+    )  # fmt: skip
+    WalkRun(tmp_path / "whole", config).train()
+    lines = {
+        line["step"]: line.get("losses/td_error")
+        for line in read_metrics(tmp_path / "whole")
+        if "charts/epsilon" in line
+    }
+    updates = {step: max(0, step // 4 - 2) for step in lines}  # The first is at step 12.
+    assert lines == {step: errors[n - 1] if n else None for step, n in updates.items()}
+    with killed_at_checkpoint(84):
+        WalkRun(tmp_path / "killed", config).train()
+    WalkRun(tmp_path / "killed", config).train()
+    assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")
 
 
 def episode_returns(folder):
