@@ -95,7 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# Fusions without the authors' scorer, whose weights are always a softmax.
+# Fusions that learn weights without the authors' scorer. Presets leave their softmax as it is.
 _SOFTMAX = ("dpa", "unshared", "moe")
 SCORING = ("score_activation", "normalizer")
 

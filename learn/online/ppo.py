@@ -18,9 +18,9 @@ changes a run's cost, not its result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -67,6 +67,12 @@ class Rollout(NamedTuple):
     memory: Memory
 
 
+Update: TypeAlias = Callable[
+    [PPOConfig, Session, nn.Module, torch.optim.Optimizer, Rollout, str], dict[str, float]
+]
+"""Trains the network on a rollout, and returns scalars to log: `update_policy`."""
+
+
 def train_ppo(
     config: PPOConfig,
     session: Session,
@@ -74,6 +80,7 @@ def train_ppo(
     folder: Path,
     device: str = "cpu",
     on_line: OnLine = lambda step, line: None,
+    update: Update | None = None,
 ) -> Played:
     """Train PPO, resuming from the newest checkpoint in `folder` if there is one.
 
@@ -81,12 +88,14 @@ def train_ppo(
         session: The environments, their embedding table, and the run's state.
         network: Actor-critic that maps stacks of embeddings to logits, values, and fusion weights
             (or None); `wsa.learn.networks.recurrent.RecurrentActorCritic` if recurrent.
+        update: Replaces PPO's update, for another algorithm that learns from rollouts.
 
     Raises:
         DamagedError: If the newest checkpoint, or the table that it refers to, is damaged.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after a checkpoint is saved.
     """
     runner, stride = session.runner, config.rollout_size
+    update = update or update_policy
     network.to(device)
     optimizer = torch.optim.Adam(
         network.parameters(), lr=config.learning_rate, eps=1e-5, fused=True
@@ -118,7 +127,7 @@ def train_ppo(
             )
             line = {"charts/learning_rate": rate}
             if session.settled:
-                line |= update_policy(annealed, session, network, optimizer, rollout, device)
+                line |= update(annealed, session, network, optimizer, rollout, device)
             session.settle(network)
             loop.write(line | session.scalars())
     return session.played(network)

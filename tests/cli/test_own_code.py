@@ -23,10 +23,9 @@ FUSION, ALGORITHM = "own_fusion:Static", "own_algorithm:WeightedBC"
 POLICY = "own_policy:Repeating"
 
 
-def read_example(guide):
-    """Name and source of the module that a guide shows."""
-    (block,) = BLOCK.findall((GUIDES / guide).read_text())
-    return block
+def read_examples(guide):
+    """Names and sources of the modules that a guide shows."""
+    return BLOCK.findall((GUIDES / guide).read_text())
 
 
 @pytest.fixture
@@ -34,8 +33,8 @@ def own(filled, tmp_path, monkeypatch):
     """`wsa` in a folder with the guides' modules, which no command has named yet."""
     monkeypatch.setattr(user_code, "_typed", set())
     for guide in ("own-fusion.md", "own-algorithm.md", "own-policy.md"):
-        name, source = read_example(guide)
-        (tmp_path / f"{name}.py").write_text(source)
+        for name, source in read_examples(guide):
+            (tmp_path / f"{name}.py").write_text(source)
     return filled
 
 
@@ -81,6 +80,21 @@ def test_an_own_algorithms_options_and_losses_are_recorded(own, tmp_path):
     assert "losses/weighted_bc" in line
     refused = own(*TRAIN, *both, "--clip-coef", 0.1, "--run-dir", "other")
     assert refused.code == 2 and "is an option of --algo ppo" in refused.error
+
+
+def test_an_own_update_replaces_that_of_ppo(own, tmp_path):
+    (tmp_path / "own_net.py").write_text(NET)
+    learned = own(
+        "learn", "--online", "--algo", "own_a2c:A2C", "--game", "breakout",
+        "--models", "own_net:make", "--output", "pooled", "--total-timesteps", 80, "--num-envs", 2,
+        "--num-minibatches", 2, "--fusion-size", 4, "--max-episode-steps", 12, "--run-dir", "a2c",
+    )  # fmt: skip
+    assert learned.code == 0, learned.err
+    lines = [json.loads(line) for line in (tmp_path / "a2c/metrics.jsonl").read_text().splitlines()]
+    losses = {key for line in lines for key in line if key.startswith("losses/")}
+    assert losses == {"losses/policy_loss", "losses/value_loss"}
+    checkpoints = sorted((tmp_path / "a2c/checkpoints").iterdir())
+    assert [path.stem for path in checkpoints] == ["000000080"]
 
 
 def test_an_own_policy_collects_once(own):
