@@ -104,7 +104,7 @@ class PlayOptions(DataOptions):
     record: Switch = False
     """Store what is played, with its embeddings."""
     parameters: int = 0
-    """With --fusion nature: approximate number of parameters; 0 for CleanRL's widths."""
+    """With --fusion nature: approximate number of parameters, without the LSTM of --recurrent; 0 for CleanRL's widths."""
 
 
 @dataclasses.dataclass(frozen=True)

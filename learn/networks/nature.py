@@ -118,6 +118,8 @@ class NatureTorso(nn.Module):
 def scale_for(parameters: int, depth: int, head: int) -> float:
     """Return the largest scale at which torso and head stay within a number of parameters.
 
+    An LSTM between them is not counted: runs record the number, and rebuild their network from it.
+
     Args:
         parameters: Maximum number of parameters; 0 for CleanRL's sizes.
         depth: Number of frames in a stack, k.
