@@ -256,10 +256,14 @@ def update_policy(
             break
     line = session.line(scalars)
     line["losses/clipfrac"] = torch.stack(clipfracs).mean().item()
-    variance = returns.var().item()
-    unexplained = (returns - rollout.values).var().item()
-    line["losses/explained_variance"] = 1 - unexplained / variance if variance else float("nan")
+    line["losses/explained_variance"] = explained_variance(rollout.values, returns)
     return line
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """Return 1 - Var[returns - values] / Var[returns]; NaN if the returns do not vary."""
+    variance = returns.var().item() if returns.numel() > 1 else 0.0
+    return 1 - (returns - values).var().item() / variance if variance else float("nan")
 
 
 def minibatches(config: PPOConfig) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -111,6 +112,13 @@ def test_the_value_loss_is_half_the_squared_error(tmp_path, clip, reach):
     value_loss = scalars["losses/value_loss"].item()
     assert value_loss == pytest.approx(0.5 * errors.mean().item(), rel=1e-4)
     assert loss.item() == pytest.approx(value_loss, rel=1e-4)
+
+
+def test_a_rollout_of_one_step_explains_no_variance():
+    values, returns = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]])
+    assert ppo.explained_variance(values, returns) == pytest.approx(1 - 2 / 4.5)
+    assert math.isnan(ppo.explained_variance(values[:, :1], returns[:, :1]))
+    assert math.isnan(ppo.explained_variance(values, torch.ones(1, 2)))
 
 
 def test_anneal_clip_lowers_the_clipping_range_to_nothing(tmp_path, monkeypatch):
