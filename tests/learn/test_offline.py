@@ -15,7 +15,7 @@ from learn_kit import read_metrics
 from torch import nn
 
 from wsa.encode.inference.encoder import Encoder
-from wsa.learn.configs.algorithms import BCConfig, CQLConfig
+from wsa.learn.configs.algorithms import OFFLINE, BCConfig, CQLConfig
 from wsa.learn.configs.fusions import FUSIONS, FusionConfig, make_fusion_config
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion import losses
@@ -389,6 +389,11 @@ def long(config):
     [
         (long(SMALL), "wsa", 24),
         (long(BCConfig(batch_size=8, save_best=True)), "moe", 24),
+        *(
+            (long(config(batch_size=8)), "wsa", 24)
+            for config in OFFLINE.values()
+            if config not in (CQLConfig, BCConfig)
+        ),
         pytest.param(
             long(msgspec.structs.replace(SMALL, cql_alpha=0.0, n_step=3)),
             "res",
