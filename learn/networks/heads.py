@@ -69,12 +69,12 @@ class Torso(nn.Module):
         self.decoders = nn.ModuleList(
             Decoder(weights) if weights else nn.Identity() for weights in decoders
         )
-        self._fused = tuple(
+        self._decoded_shapes = tuple(
             (shape[0], *Decoder.shape) if weights else shape
             for shape, weights in zip(inputs.shapes, decoders, strict=True)
         )
         self.fusion = make_fusion(
-            config.fusion, dataclasses.replace(inputs, shapes=self._fused, decoders=())
+            config.fusion, dataclasses.replace(inputs, shapes=self._decoded_shapes, decoders=())
         )
         self.out_features = self.fusion.out_features
 
@@ -115,7 +115,7 @@ class Torso(nn.Module):
         absent = {i for i, is_present in enumerate(mask or ()) if not is_present}
         absent.discard(self.inputs.context)  # The context is needed even if its model is not fused.
         embeddings = [
-            stacks.new_zeros((), dtype=torch.float32).expand(len(stacks), *self._fused[i])
+            stacks.new_zeros((), dtype=torch.float32).expand(len(stacks), *self._decoded_shapes[i])
             if i in absent
             else self._embedding(i, part)
             for i, part in enumerate(stacks.split(list(self.inputs.widths), dim=2))
