@@ -39,6 +39,13 @@ def weighing() -> list[str]:
     return [name for name in FUSIONS if fusion_class(name).weighs]
 
 
+def why_all_models(name: str) -> str:
+    """Return why the models of a fusion without `per_model` cannot change, for messages."""
+    if user_code.is_name(name):
+        return f"{name} has no per_model"
+    return f"with --fusion {name}, the length of the state vector depends on the models"
+
+
 def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
     """Build a fusion, drawing its weights from torch's global generator.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from wsa.encode.registration.select import stored_name
 from wsa.learn.configs.fusions import FUSIONS, PIXELS
-from wsa.learn.fusion.build import fusion_class
+from wsa.learn.fusion.build import fusion_class, why_all_models
 from wsa.learn.runs.config import RunConfig
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
@@ -61,8 +61,8 @@ def check_can_lose(config: RunConfig, option: str) -> None:
     elif not fusion_class(fusion).per_model:
         able = ", ".join(name for name in FUSIONS if can_lose(name))
         why = (
-            f"with --fusion {fusion}, the length of the state vector depends on the models, so the head "
-            f"needs all of them. Models can be left out with {able}"
+            f"{why_all_models(fusion)}, so the head needs all of them. Models can be left out with "
+            f"{able}"
         )
     else:
         return

@@ -11,6 +11,7 @@ from wsa.learn.networks.heads import ActorCritic, QNetwork
 from wsa.learn.runs.presence import can_lose, named_model
 from wsa.learn.runs.setup.warm_start import change_models, transfer
 from wsa.learn.training import checkpoint
+from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot
@@ -153,6 +154,18 @@ def test_a_network_of_another_size_is_refused(tmp_path):
     )
     with pytest.raises(UsageError, match=r"head\.2\.weight has shape \(3, 256\) there and \(4,"):
         take_over(network(["vit-1"]), ["vit-1"], bigger, ["vit-1"], tmp_path)
+
+
+class Unlisted(Scales):
+    per_model = ()
+
+
+def test_a_users_fusion_without_lists_per_model_keeps_its_models(monkeypatch):
+    name = f"{__name__}:Unlisted"
+    monkeypatch.setattr(user_code, "_typed", {name})
+    with pytest.raises(UsageError, match=f"--drop: {name} has no per_model, so a trained head"):
+        change_models(["vit-1", "map-2"], [], {"vit-1"}, name)
+    assert change_models(["vit-1"], [], set(), name) == ["vit-1"]
 
 
 def test_models_are_added_and_dropped():

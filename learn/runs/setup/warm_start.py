@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from wsa.learn.configs.fusions import FUSIONS
-from wsa.learn.fusion.build import fusion_class
+from wsa.learn.fusion.build import fusion_class, why_all_models
 from wsa.learn.networks.heads import Torso
 from wsa.learn.runs.config import RunConfig, read_config
 from wsa.learn.training import checkpoint
@@ -36,8 +36,8 @@ def change_models(
     if (add or drop) and not fusion_class(fusion).per_model:
         able = ", ".join(name for name in FUSIONS if fusion_class(name).per_model)
         raise UsageError(
-            f"--add and --drop: with --fusion {fusion}, the length of the state vector depends on the "
-            f"models, so a trained head cannot continue with other models. Use one of {able}."
+            f"--add and --drop: {why_all_models(fusion)}, so a trained head cannot continue with "
+            f"other models. Use one of {able}."
         )
     remaining = [key for key in models if key not in drop]
     for key in add:
