@@ -57,7 +57,7 @@ def models(o: ModelsOptions) -> int:
     if o.action == "check":
         return _check_model(o)
     if o.name:
-        raise UsageError(f"wsa models list takes no name. To check one: wsa models check {o.name}")
+        raise UsageError(f"list takes no name. To check one: wsa models check {o.name}")
     refuse(o.check, CheckOptions.__dataclass_fields__, "it is for 'wsa models check'")
     _, snapshot = open_snapshot(o.store, or_empty=True)
     stored = [describe(snapshot, key) for key in snapshot.models]

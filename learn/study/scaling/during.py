@@ -41,7 +41,7 @@ def during(o: DuringOptions) -> int:
     """`wsa study scale --during`; the exit code is that of the first failed run, or 0."""
     if len(dict.fromkeys(o.models)) < 2:
         raise UsageError(
-            "wsa study scale --during: name at least two models to add and drop, for example "
+            "--during: name at least two models to add and drop, for example "
             "--models palette,objects."
         )
     if o.online:
