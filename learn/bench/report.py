@@ -251,10 +251,12 @@ def _section(
             )
         )
     for game, curves in drawn.items():
-        strong = [line for line in plot.lines(curves) if not line.pale]
+        # A mean has no point if no stretch of steps has an episode of every run.
+        strong = [line for line in plot.lines(curves) if not line.pale and np.size(line.x)]
         figure_lines = [figures.Line(line.label, line.x, line.y) for line in strong]
         note = "Mean over runs; the number of runs is in parentheses."
-        parts.append(Figure(game, figures.curves(figure_lines, "steps", "raw return"), note))
+        if figure_lines:
+            parts.append(Figure(game, figures.curves(figure_lines, "steps", "raw return"), note))
     parts += [
         table(
             "Raw return",
