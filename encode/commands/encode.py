@@ -222,7 +222,7 @@ def _check(o: EncodeOptions) -> None:
             raise UsageError(f"--{flag} is for a service; add --watch.")
     if o.service.metrics_host != ServiceOptions.metrics_host and o.service.metrics_port is None:
         raise UsageError("--metrics-host has no effect alone; add --metrics-port.")
-    slurm.check_scheduler(o.slurm, o.worker.scheduler)
+    slurm.check_scheduler(o.slurm, o.worker.scheduler, o.workers)
 
 
 def run_with_progress(backend: Backend, encoding: Encoding, o: EncodeOptions) -> EncodeReport:

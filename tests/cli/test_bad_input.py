@@ -78,6 +78,15 @@ encode --license mine=MIT,mine=BSD
     --license gives mine twice: MIT and BSD. Give one.
 encode --workers -1
     --workers must be at least 0, not -1.
+encode --scheduler inproc --workers 3
+    --workers 3: --scheduler inproc works in this process alone. Leave out --workers, or choose
+    --scheduler local.
+encode --scheduler tcp://lab:8786 --workers 3 --dry-run
+    --workers 3: --scheduler tcp://lab:8786 has workers of its own. Leave out --workers; start more
+    workers with 'dask worker'.
+bench --games Breakout --models palette --workers 3
+    --workers 3: --scheduler inproc works in this process alone. Leave out --workers, or choose
+    --scheduler local.
 encode --slurm-cores 0
     --slurm-cores must be at least 1, not 0.
 encode --slurm-memory lots
