@@ -310,12 +310,16 @@ def _estimate(
 
     require_frames(snapshot, encoding)
     encoding = encoding.of(encoding.games)
+    named = dry_run.by_name(snapshot, encoding.requests)
+    encoding = dataclasses.replace(encoding, requests=list(named.values()))
     measure_on = "inproc" if o.worker.scheduler == "inproc" else "local"
     measurement = dry_run.measure_on_worker(snapshot, encoding, measure_on)
     workers = cluster.models_at_once(o.worker.scheduler, o.workers, o.worker.device, o.slurm)
     models = [
-        dry_run.estimate(snapshot, request, encoding.games, measured, workers)
-        for request, measured in zip(encoding.requests, measurement.models, strict=True)
+        dataclasses.replace(
+            dry_run.estimate(snapshot, request, encoding.games, measured, workers), name=name
+        )
+        for (name, request), measured in zip(named.items(), measurement.models, strict=True)
     ]
     fitted = [of.fit for of in models]
     values: dict[str, Any] = {
