@@ -59,6 +59,14 @@ def write(
     return output.write(folder, KIND, TITLE, parts, note, {KIND: (COLUMNS, rows)})
 
 
+def as_json(
+    all_stages: Sequence[Stage], changes: Mapping[Path, PlayedGames]
+) -> list[dict[str, Any]]:
+    """The finished runs as JSON values."""
+    done = (stage for stage in all_stages if stage.cell.result() is not None)
+    return [dict(zip(COLUMNS, _row(stage, changes), strict=True)) for stage in done]
+
+
 def _summary(stage: Stage) -> dict[str, Any]:
     result = stage.cell.result()
     assert result is not None

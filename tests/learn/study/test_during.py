@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import msgspec
@@ -98,6 +99,12 @@ def test_stages_after_a_failed_one_are_not_run(walk_url, tmp_path, monkeypatch, 
     assert "failed: Pong, b, seed 1: There is no memory.\n" in errors
     because = "not run, because the stage before it failed: Pong, b, seed 1\n"
     assert f"failed: Pong, b + a, seed 1: {because}" in errors
+    assert cli.main([*words, "--json"]) == 6
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["failed"]) == 2 and len(found["table"]) == found["runs"] - 2
+    rows = {(row["way"], row["order"]): row for row in found["table"]}
+    assert rows["add", "a + b"]["return_after_change"] == 1.5
+    assert rows["control", "a"]["return_at_end"] == 1
 
 
 def test_the_network_after_a_change_is_the_one_that_training_starts_with(kit, walk_url, tmp_path):
