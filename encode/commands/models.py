@@ -63,7 +63,11 @@ def models(o: ModelsOptions) -> int:
     stored = [describe(snapshot, key) for key in snapshot.models]
     known = [parse_request(alias, {}) for alias in known_aliases()]
     if o.json:
-        aliases = {r.alias: dataclasses.asdict(r) | {"license": r.license} for r in known}
+        aliases = {
+            r.alias: dataclasses.asdict(r)
+            | {"license": r.license, "weights_here": local_weights(r)}
+            for r in known
+        }
         return terminal.result(True, {"aliases": aliases, "stored": stored})
     terminal.table(
         "Aliases; any other model of timm is timm:NAME",
