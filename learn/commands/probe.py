@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wsa.encode.configs import refuse
 from wsa.learn.configs.probe import ProbeOptions
 from wsa.learn.envs import atari
 from wsa.learn.probe import inputs, linear, ram_labels, tables, targets
@@ -269,5 +270,7 @@ def _check(o: ProbeOptions) -> None:
         raise UsageError("Give --csv or --json, not both.")
     atari.check_game(o.game)
     targets.horizons_of(o.horizon)
+    if o.target != "reward":
+        refuse(o, ("horizon",), "it is for --target reward")
     if o.target == "ram":
         ram_labels.variables(o.game)
