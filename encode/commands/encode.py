@@ -65,8 +65,9 @@ def encode(o: EncodeOptions) -> int:
         _print(report)
     if report.failed:
         terminal.say(
-            f"wsa encode: {len(report.failed)} objects were skipped after {o.worker.tries} "
-            f"attempts each; the rest is done. {report.failed[0].error}"
+            f"wsa encode: {terminal.were(len(report.failed), 'object')} skipped after "
+            f"{terminal.plural(o.worker.tries, 'attempt')} each; the rest is done. "
+            f"{report.failed[0].error}"
         )
     return report.exit_code
 
@@ -196,7 +197,7 @@ def _print(report: EncodeReport) -> None:
         terminal.table("\nSkipped", ["model", "game", "segment", "attempts", "why"], skipped)
     rate = report.passes / report.seconds if report.seconds else 0.0
     print(
-        f"{report.present} objects were there already; {terminal.duration(report.seconds)}, "
+        f"{terminal.were(report.present, 'object')} there already; {terminal.duration(report.seconds)}, "
         f"{rate:,.1f} passes/s"
     )
 

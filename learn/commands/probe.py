@@ -165,7 +165,8 @@ def _remarks_on_play(game: str, play: dict[str, dict[str, Any]]) -> list[str]:
             f"mean return {terminal.number(summary['mean_return'])}"
         )  # fmt: skip
         remarks.append(
-            f"{name} play: {summary['steps']:,} steps of {summary['segments']} segments, {mean}, by "
+            f"{name} play: {terminal.plural(summary['steps'], 'step')} of "
+            f"{terminal.plural(summary['segments'], 'segment')}, {mean}, by "
             f"{', '.join(summary['policies'])}"
         )
     if "better" not in play:

@@ -34,7 +34,8 @@ def attend(o: AttendOptions) -> int:
         return terminal.result(o.json, total)
     results = []
     for run, log in logged:
-        terminal.say(f"{run.folder}: {o.episodes} games in each of {len(KINDS)} conditions")
+        games_each = terminal.plural(o.episodes, "game")
+        terminal.say(f"{run.folder}: {games_each} in each of {len(KINDS)} conditions")
         with terminal.Progress(run.folder.name, "games", shown=not o.json) as progress:
             results.append(_study_run(o, run, log, games, progress.update))
     text = attend_report.write(Path(o.study_dir), results, evaluation)

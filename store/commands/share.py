@@ -136,9 +136,10 @@ def _show(title: str, done: sync.Transfer) -> None:
     terminal.table(title, ["what", "objects", "size"], rows)
     passes, seconds = sync.saved(done.objects)
     print(f"passes saved: {passes:,}, which took {terminal.duration(seconds)}")
-    print(f"there already: {done.present:,} objects")
+    print(f"there already: {terminal.plural(done.present, 'object')}")
     if done.left:
-        print(f"left: {done.left:,} embeddings whose segment or model stays behind")
+        left = terminal.plural(done.left, "embedding")
+        print(f"left: {left} whose segment or model stays behind")
     for what, found in (("damaged", done.damaged), ("conflict", done.conflicts)):
         for one in found:
             print(f"{what}: {one.path}\n  {one.why}")

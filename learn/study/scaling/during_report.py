@@ -38,7 +38,7 @@ def write(
     if lost := sum(not better_than_random(_summary(stage)) for stage in done):
         parts.append(
             Text(
-                f"{lost} of them play no better than a random policy (Welch's t-test at 5%). For "
+                f"{lost} of them {'plays' if lost == 1 else 'play'} no better than a random policy (Welch's t-test at 5%). For "
                 "such a network, the cost of a change cannot be measured."
             )
         )

@@ -138,7 +138,7 @@ def test_the_report_shows_returns_before_and_after_each_change(tmp_path):
     bench = bench_options(cli.parse("study", ["scale", "--during", "--models", "a,b"]))
     text = during_report.write(tmp_path, bench, plan, changes, [])
     assert "9 of 10 runs are trained and evaluated." in text
-    assert "1 of them play no better than a random policy" in text
+    assert "1 of them plays no better than a random policy" in text
     adding = next(line for line in text.splitlines() if line.startswith("| a + b "))
     assert [cell.strip() for cell in adding.split("|")[1:-1]] == [
         "a + b", "20", "0", "-6", "1", "1",

@@ -19,7 +19,7 @@ from wsa.learn.runs.config import MEAN_CONTEXT
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.network import parameters_of
 from wsa.learn.runs.setup.make_run import make_online
-from wsa.learn.study.games import Games, env_seeds
+from wsa.learn.study.games import Games, env_seeds, evaluation_note
 from wsa.learn.study.trained_runs import TrainedRun, runs_of
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -45,6 +45,11 @@ def test_a_run_that_is_named_in_several_ways_is_one_run(tmp_path, monkeypatch):
     begin(tmp_path / "run", online_run(tmp_path))
     ways = ("run", "run/", "./run", "store/../run", str(tmp_path / "run"))
     assert len(runs_of(RunsOptions(runs=ways))) == 1
+
+
+def test_one_game_is_noted_in_the_singular():
+    note = evaluation_note(EvaluationSettings(1, 0.5, 40, 1))
+    assert note.startswith("1 full game each (epsilon 0.5, 1 environment seeded from 40")
 
 
 def test_a_random_policy_does_not_look(tmp_path):
