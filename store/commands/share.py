@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import safetensors
 
@@ -36,7 +37,8 @@ def merge(o: MergeOptions) -> int:
 
 def _share(verb: str, o: ShareOptions, source_url: str, target_url: str) -> int:
     ours, theirs = open_backend(o.store).url, open_backend(o.url).url
-    if ours == theirs:
+    # A folder may have several names, such as one through a link.
+    if os.path.realpath(ours) == os.path.realpath(theirs):
         raise UsageError(f"{theirs} is the store itself. Name another one, or another --store.")
     terminal.say(f"store {ours}")
     terminal.say(f"{'to' if verb == 'push' else 'from'} {theirs}")
