@@ -206,6 +206,16 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
     assert outcome.error == f"wsa {command.split()[0]}: {message}"
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_run_keeps_its_only_model(filled, unchanged, key, dry):
+    with unchanged():
+        outcome = filled("eval", "run", "--episodes", 1, "--without", "nosuch", *dry)
+        assert outcome.code == 2
+        assert outcome.error == f"wsa eval: --without: {key} is the run's only model."
+        outcome = filled("eval", "run", "--only", key, "--without", key, *dry)
+        assert outcome.error == "wsa eval: Give --without or --only, not both."
+
+
 def test_an_unknown_model_is_not_suggested_for_encoding(filled, unchanged):
     with unchanged():
         outcome = filled("learn", "--game", "Breakout", "--models", "nomodel")
