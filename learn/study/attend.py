@@ -46,7 +46,8 @@ def _read_log(run: TrainedRun) -> Log:
     """Read the weights that a run's newest evaluation logged.
 
     Raises:
-        UsageError: If its fusion gives its models no weights, or some models were left out.
+        UsageError: If its fusion gives its models no weights, it has only one model, or some models
+            were left out.
         MissingError: If there are none.
         DamagedError: If they cannot be read.
     """
@@ -55,6 +56,11 @@ def _read_log(run: TrainedRun) -> Log:
         raise UsageError(
             f"{run.folder}: --fusion {fusion} gives its models no weights. Use a run with one of: "
             f"{', '.join(weighing())}."
+        )
+    if len(run.models) == 1:
+        raise UsageError(
+            f"{run.folder}: {run.models[0]} is the run's only model, so it gets all the attention. "
+            "Use a run with several models."
         )
     return read_log(run.folder)
 

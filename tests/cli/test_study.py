@@ -58,6 +58,12 @@ def test_an_impossible_study_is_refused_at_once(ready, trained, tmp_path, argume
     assert "Traceback" not in outcome.err and not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize("study", ["attend", "scale"])
+def test_a_run_with_one_model_is_refused(filled, study):
+    outcome = filled("study", study, "run")
+    assert outcome.code == 2 and "is the run's only model" in outcome.error
+
+
 def test_sets_of_models_are_played_once(ready, trained, tmp_path, monkeypatch, unchanged):
     command = ("study", "scale", trained, "--after", "played", *PLAY, "--study-dir", "st")
     dry = ready(*command, "--dry-run", "--json").json
