@@ -202,7 +202,8 @@ def refuse(given: object, fields: Iterable[str], why: str) -> None:
     """
     for field in fields:
         if getattr(given, field) != getattr(type(given), field):
-            raise UsageError(f"--{field} has no effect: {why}. Leave it out.")
+            flag = field.replace("_", "-")
+            raise UsageError(f"--{flag} has no effect: {why}. Leave it out.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,8 +65,9 @@ def encode(o: EncodeOptions) -> int:
         _print(report)
     if report.failed:
         terminal.say(
-            f"wsa encode: {len(report.failed)} objects were skipped after {o.worker.tries} "
-            f"attempts each; the rest is done. {report.failed[0].error}"
+            f"wsa encode: {terminal.were(len(report.failed), 'object')} skipped after "
+            f"{terminal.plural(o.worker.tries, 'attempt')} each; the rest is done. "
+            f"{report.failed[0].error}"
         )
     return report.exit_code
 
@@ -196,7 +197,7 @@ def _print(report: EncodeReport) -> None:
         terminal.table("\nSkipped", ["model", "game", "segment", "attempts", "why"], skipped)
     rate = report.passes / report.seconds if report.seconds else 0.0
     print(
-        f"{report.present} objects were there already; {terminal.duration(report.seconds)}, "
+        f"{terminal.were(report.present, 'object')} there already; {terminal.duration(report.seconds)}, "
         f"{rate:,.1f} passes/s"
     )
 
@@ -222,7 +223,7 @@ def _check(o: EncodeOptions) -> None:
             raise UsageError(f"--{flag} is for a service; add --watch.")
     if o.service.metrics_host != ServiceOptions.metrics_host and o.service.metrics_port is None:
         raise UsageError("--metrics-host has no effect alone; add --metrics-port.")
-    slurm.check_scheduler(o.slurm, o.worker.scheduler)
+    slurm.check_scheduler(o.slurm, o.worker.scheduler, o.workers)
 
 
 def run_with_progress(backend: Backend, encoding: Encoding, o: EncodeOptions) -> EncodeReport:
@@ -310,12 +311,16 @@ def _estimate(
 
     require_frames(snapshot, encoding)
     encoding = encoding.of(encoding.games)
+    named = dry_run.by_name(snapshot, encoding.requests)
+    encoding = dataclasses.replace(encoding, requests=list(named.values()))
     measure_on = "inproc" if o.worker.scheduler == "inproc" else "local"
     measurement = dry_run.measure_on_worker(snapshot, encoding, measure_on)
     workers = cluster.models_at_once(o.worker.scheduler, o.workers, o.worker.device, o.slurm)
     models = [
-        dry_run.estimate(snapshot, request, encoding.games, measured, workers)
-        for request, measured in zip(encoding.requests, measurement.models, strict=True)
+        dataclasses.replace(
+            dry_run.estimate(snapshot, request, encoding.games, measured, workers), name=name
+        )
+        for (name, request), measured in zip(named.items(), measurement.models, strict=True)
     ]
     fitted = [of.fit for of in models]
     values: dict[str, Any] = {

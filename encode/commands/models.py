@@ -57,13 +57,17 @@ def models(o: ModelsOptions) -> int:
     if o.action == "check":
         return _check_model(o)
     if o.name:
-        raise UsageError(f"wsa models list takes no name. To check one: wsa models check {o.name}")
+        raise UsageError(f"list takes no name. To check one: wsa models check {o.name}")
     refuse(o.check, CheckOptions.__dataclass_fields__, "it is for 'wsa models check'")
     _, snapshot = open_snapshot(o.store, or_empty=True)
     stored = [describe(snapshot, key) for key in snapshot.models]
     known = [parse_request(alias, {}) for alias in known_aliases()]
     if o.json:
-        aliases = {r.alias: dataclasses.asdict(r) | {"license": r.license} for r in known}
+        aliases = {
+            r.alias: dataclasses.asdict(r)
+            | {"license": r.license, "weights_here": local_weights(r)}
+            for r in known
+        }
         return terminal.result(True, {"aliases": aliases, "stored": stored})
     terminal.table(
         "Aliases; any other model of timm is timm:NAME",

@@ -81,7 +81,7 @@ def connect(
             all cores (measured), or one per GPU. `inproc` works in this process, `slurm` has SLURM
             start the workers, and `tcp://host:port` uses a running scheduler.
         workers: Number of worker processes for `local`, 0 for one per core or GPU; number of jobs
-            for `slurm`. Other schedulers take no number.
+            for `slurm`. Other schedulers ignore it.
         device: `cpu`, `cuda` or `auto`, which is the GPU if there is one.
         threads: Number of tasks that a worker process started here runs at once; 0 for the number
             that suits encoding.
@@ -89,15 +89,10 @@ def connect(
         imports: Modules that tasks need, and that all worker processes of `local` share.
 
     Raises:
-        UsageError: If the scheduler is not an address, or has its own workers.
+        UsageError: If the scheduler is not an address.
         MissingError: If dask-jobqueue is not installed.
         StorageError: If the running scheduler or SLURM does not answer, or no workers start.
     """
-    if workers and scheduler not in ("local", "slurm"):
-        raise UsageError(
-            f"--workers {workers}: {option} {scheduler} has workers of its own. Leave out "
-            "--workers; start more workers with 'dask worker'.",
-        )
     for name in ("distributed", "distributed.client", "distributed.gc"):  # Each has its own level.
         logging.getLogger(name).setLevel(logging.CRITICAL)  # Errors are raised here.
     if "://" in scheduler:

@@ -13,6 +13,7 @@ import math
 import re
 import resource
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,6 +102,27 @@ def measure_model(
     return measured, engines.encoder(choice.engine, identity.precision)
 
 
+def by_name(snapshot: Snapshot, requests: Sequence[Request]) -> dict[str, Request]:
+    """Return the requests by a name for each, but only one of those for the same stored model.
+
+    The name is short, as in `Estimate`. If several models share it, it is a model's key or, for a
+    model that is not in the store, what `--models` takes.
+    """
+    keys = {r: spec.key for r in requests if (spec := lookup.find_model(snapshot, r))}
+    different = list({keys.get(r, r): r for r in requests}.values())
+    count = Counter(map(_name, different))
+    return {_name(r) if count[_name(r)] == 1 else keys.get(r) or _as_typed(r): r for r in different}
+
+
+def _as_typed(request: Request) -> str:
+    return f"{request.alias}{':random' if request.source == 'random' else ''}@{request.output}"
+
+
+def _name(request: Request) -> str:
+    game = parse_output(request.output).only_game
+    return f"{request.alias} of {game}" if game else request.alias
+
+
 def estimate(
     snapshot: Snapshot,
     request: Request,
@@ -122,7 +144,7 @@ def estimate(
     fit = 0 if spec else fit_reduction.frames_needed(snapshot, output, measured.window)
     numbers = math.prod(spec.shape) if spec else measured.numbers
     return Estimate(
-        name=f"{request.alias} of {output.only_game}" if output.only_game else request.alias,
+        name=_name(request),
         objects=len(plan.items),
         passes=plan.passes,
         copies=plan.copies,

@@ -247,10 +247,11 @@ def summary(values: dict[str, Any]) -> str:
         "",
         f"`{values['command']}`, {values['time']}, by {values['author']}.",
         "",
-        f"{made:,} passes made and {saved:,} saved in {terminal.duration(values['seconds'])}; "
-        + f"{values['present']:,} objects were there already.",
+        f"{terminal.plural(made, 'pass')} made and {saved:,} saved in {terminal.duration(values['seconds'])}; "
+        + f"{terminal.were(values['present'], 'object')} there already.",
         "",
-        f"{values['workers']} workers, {values['threads']} threads, device {values['device']}.",
+        f"{terminal.plural(values['workers'], 'worker')}, "
+        + f"{terminal.plural(values['threads'], 'thread')}, device {values['device']}.",
         "",
     ]
     rows = []

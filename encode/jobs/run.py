@@ -26,7 +26,7 @@ from wsa.encode.models.registry import Request, for_games, libraries
 from wsa.encode.registration.identity import find_model, unregistered_key
 from wsa.encode.registration.register import Registered
 from wsa.store.backends.base import Backend
-from wsa.store.common import names
+from wsa.store.common import names, terminal
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.root import require_writable
@@ -255,10 +255,10 @@ def _require_frames(snapshot: Snapshot, plan: Plan) -> None:
     if lacking:
         game = lacking[0][0]
         alias = names.key_alias(needed[lacking[0]])
+        count = terminal.plural(sum(of == game for of, _ in lacking), "segment")
         raise MissingError(
             "no-frames",
-            f"{snapshot.backend.url} has the rows of {sum(of == game for of, _ in lacking)} segments "
-            f"of {game} without their frames, which {alias} has not seen. Fetch them from where the "
+            f"{snapshot.backend.url} has the rows of {count} of {game} without their frames, which {alias} has not seen. Fetch them from where the "
             f"rows came from: wsa pull URL --game {game}",
         )
 

@@ -75,12 +75,12 @@ class SlurmOptions:
     """Further #SBATCH directives, such as --constraint=a100,--exclude=node7."""
 
 
-def check_scheduler(jobs: SlurmOptions, scheduler: str) -> None:
-    """Check the scheduler and the SLURM options of a command.
+def check_scheduler(jobs: SlurmOptions, scheduler: str, workers: int = 0) -> None:
+    """Check the scheduler, the SLURM options, and the number of workers of a command.
 
     Raises:
-        UsageError: If there is no such scheduler, or an option of SLURM is out of range or is given
-            for another scheduler.
+        UsageError: If there is no such scheduler, it starts no workers although a number is given,
+            or an option of SLURM is out of range or is given for another scheduler.
     """
     from dask.utils import parse_bytes
 
@@ -88,6 +88,16 @@ def check_scheduler(jobs: SlurmOptions, scheduler: str) -> None:
         raise UsageError(
             f"--scheduler {scheduler!r} is not a scheduler; write local, inproc, slurm, or "
             "tcp://HOST:PORT."
+        )
+    if workers and scheduler == "inproc":
+        raise UsageError(
+            f"--workers {workers}: --scheduler inproc works in this process alone. Leave out "
+            "--workers, or choose --scheduler local."
+        )
+    if workers and "://" in scheduler:
+        raise UsageError(
+            f"--workers {workers}: --scheduler {scheduler} has workers of its own. Leave out "
+            "--workers; start more workers with 'dask worker'."
         )
     check_ranges(jobs)
     try:

@@ -20,6 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from wsa.store.common import terminal
+
 Tensors = dict[str, Tensor]
 
 _PREFIXES = ("module", "model", "backbone", "encoder", "student")
@@ -134,7 +136,11 @@ def fit(tensors: Tensors, wanted: Tensors, classifier: tuple[str, ...]) -> Fit:
 def say_taken(file: Path, prefix: str, left_out: tuple[str, ...]) -> None:
     """Log which tensors of a file were taken."""
     below = f" below {prefix!r}" if prefix else ""
-    rest = f"; left out {len(left_out)} others ({_shortened(left_out)})" if left_out else ""
+    rest = (
+        f"; left out {terminal.plural(len(left_out), 'other')} ({_shortened(left_out)})"
+        if left_out
+        else ""
+    )
     _log.info("%s: took the tensors%s%s", file, below, rest)
 
 

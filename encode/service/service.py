@@ -191,7 +191,7 @@ class Service:
             return awaited or "no frames of any game yet"
         skipped = sorted(self._rejected_games)
         if self._skipped:
-            skipped.insert(0, f"{len(self._skipped)} objects")
+            skipped.insert(0, terminal.plural(len(self._skipped), "object"))
         but = f" but {', '.join(skipped)}, skipped" if skipped else ""
         return f"everything is encoded{but}" + (f"; {awaited}" if awaited else "")
 
@@ -273,7 +273,8 @@ class Service:
         if not plan.items:
             return
         about = ", ".join(plan.games)
-        self._set_state("encoding", f"{len(plan.items)} objects of {about}", always=True)
+        count = terminal.plural(len(plan.items), "object")
+        self._set_state("encoding", f"{count} of {about}", always=True)
         settings = task_settings(workers, self._backend.url, self._registered.values())
         driver = Driver(workers, settings, self._encoding.tries)
         try:
@@ -286,8 +287,9 @@ class Service:
                 self._skipped[failed.model, failed.game, failed.segment] = retry, failed
         made, saved = sum(d.passes for d in driver.done), sum(d.copied for d in driver.done)
         self._log(
-            f"encoded {len(driver.done)} objects of {about}: {made} passes made, {saved} saved"
-            + (f", {len(skipped)} objects skipped" if skipped else "")
+            f"encoded {terminal.plural(len(driver.done), 'object')} of {about}: "
+            f"{terminal.plural(made, 'pass')} made, {saved:,} saved"
+            + (f", {terminal.plural(len(skipped), 'object')} skipped" if skipped else "")
         )
 
     def _plan(self, pairs: Sequence[Pair], least: int) -> Plan:
@@ -322,7 +324,8 @@ class Service:
             require_present(self._backend)  # Otherwise the segment is not to blame.
             if event.last:
                 where = f"{event.game} {event.segment} by {event.model}"
-                self._log(f"skipped: {where}, after {event.attempts} attempts: {event.error}")
+                tries = terminal.plural(event.attempts, "attempt")
+                self._log(f"skipped: {where}, after {tries}: {event.error}")
 
     def _back_off(self, state: State, error: Exception) -> None:
         """Report trouble and wait, longer each time, with jitter against retries in lockstep."""

@@ -193,7 +193,7 @@ def check(o: BenchOptions) -> None:
     if not (o.games and o.seeds and o.fusions):
         raise UsageError("--games, --seeds, and --fusions need at least one value each.")
     check_ranges(o)
-    slurm.check_scheduler(o.slurm, o.worker.scheduler)
+    slurm.check_scheduler(o.slurm, o.worker.scheduler, o.worker.workers)
     user_code.type_in(o.fusions)
     for fusion in o.fusions:
         check_own_or("--fusions", fusion, [*FUSIONS, PIXELS], "module:Class")

@@ -44,7 +44,7 @@ from wsa.learn.report.page import page
 from wsa.learn.training import metrics
 from wsa.learn.training.metrics import EVALUATION_RETURN, TRAINING_RETURN
 from wsa.store.common import atomic_files
-from wsa.store.common.terminal import number, numbers
+from wsa.store.common.terminal import number, numbers, plural
 from wsa.store.objects.writer import command_line
 
 # Returns for a game's curve: those of evaluations if there were any, else those of training.
@@ -237,7 +237,7 @@ def _section(
     raw.append(["random policy", *(number(chance[game]) for game in games)])
     parts: list[Part] = [
         Text(
-            f"{len(results)} runs; `wsa learn` with {', '.join(changed) or 'its defaults'}; store "
+            f"{plural(len(results), 'run')}; `wsa learn` with {', '.join(changed) or 'its defaults'}; store "
             f"{store}."
         )
     ]
@@ -251,16 +251,18 @@ def _section(
             )
         )
     for game, curves in drawn.items():
-        strong = [line for line in plot.lines(curves) if not line.pale]
+        # A mean has no point if no stretch of steps has an episode of every run.
+        strong = [line for line in plot.lines(curves) if not line.pale and np.size(line.x)]
         figure_lines = [figures.Line(line.label, line.x, line.y) for line in strong]
         note = "Mean over runs; the number of runs is in parentheses."
-        parts.append(Figure(game, figures.curves(figure_lines, "steps", "raw return"), note))
+        if figure_lines:
+            parts.append(Figure(game, figures.curves(figure_lines, "steps", "raw return"), note))
     parts += [
         table(
             "Raw return",
             ["method", *games],
             raw,
-            f"Mean of {evaluation.episodes} full games (epsilon {evaluation.epsilon:g}), then mean +- sample "
+            f"Mean of {plural(evaluation.episodes, 'full game')} (epsilon {evaluation.epsilon:g}), then mean +- sample "
             "standard deviation over seeds; the number of seeds is in parentheses.",
         ),
         table(

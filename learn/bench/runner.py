@@ -37,8 +37,9 @@ def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
     """Print the failed runs of a grid; return the exit code of the first, or 0."""
     code = say_failed(failures)
     if failures:
+        rest = "; the others are done" if len(failures) < runs else ""
         terminal.say(
-            f"wsa {verb}: {len(failures)} of {runs} runs failed; the others are done. Fix the "
+            f"wsa {verb}: {len(failures)} of {terminal.plural(runs, 'run')} failed{rest}. Fix the "
             "errors above, and run the same command again."
         )
     return code

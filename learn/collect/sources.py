@@ -141,8 +141,9 @@ def make_episode(
         )
     cut[-1] |= not ended[-1]
     lives_left = np.zeros(len(actions) + 1) if lives is None else lives
-    if lives_left.shape != (len(actions) + 1,) or lives_left.min() < 0 or lives_left.max() > 255:
-        raise UsageError(f"{where}: lives must be {len(actions) + 1} numbers from 0 to 255.")
+    count = len(actions) + 1
+    if lives_left.shape != (count,) or not np.isin(lives_left, np.arange(256)).all():
+        raise UsageError(f"{where}: lives must be {count} whole numbers from 0 to 255.")
     clipped = np.clip(actions, -2, 32767).astype(np.int16)
     return Episode(screens, clipped, earned, ended, cut, lives_left.astype(np.uint8))
 

@@ -74,7 +74,7 @@ def demo(o: DemoOptions) -> int:
     with terminal.Progress("learn", "updates", o.updates) as progress:
         trained: Any = launch(run_folder, config, Machine(), lambda step, _: progress.update(step))
 
-    terminal.say(f"4/4 play {o.episodes} full games with live embeddings")
+    terminal.say(f"4/4 play {terminal.plural(o.episodes, 'full game')} with live embeddings")
     with terminal.Progress("eval", "steps") as progress:
         evaluation = evaluate_run(
             run_folder,
@@ -104,10 +104,11 @@ def _summary(
     )
     mean, spread = mean_return(evaluation.episodes)
     random_mean, random_spread = mean_return(evaluation.random)
-    games = terminal.plural(o.episodes, "game")
+    games, played = (terminal.plural(n, "game") for n in (o.episodes, game.episodes))
+    segments = terminal.plural(game.segments, "segment")
     rows = [
-        ("steps", game.steps, f"{game.emulator_frames:,} emulator frames, {game.episodes} games"),
-        ("frames", game.frames, f"stored, each once per segment; {game.segments} segments"),
+        ("steps", game.steps, f"{game.emulator_frames:,} emulator frames, {played}"),
+        ("frames", game.frames, f"stored, each once per segment; {segments}"),
         ("models", count, ", ".join(config.inputs)),
         (
             "passes to encode",

@@ -107,7 +107,7 @@ def _store(url: str) -> Finding:
         ok = None if error.exit_code == MissingError.exit_code else False
         return Finding("store", ok, str(error), error.exit_code)
     games = ", ".join(snapshot.games) or "no games"
-    description = f"{url}: {len(snapshot.commits)} objects, {games}"
+    description = f"{url}: {terminal.plural(len(snapshot.commits), 'object')}, {games}"
     try:
         if "://" not in snapshot.backend.url:
             require_writable(snapshot.backend)

@@ -28,7 +28,9 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.encode.inference.encoder import choose_device
     from wsa.learn.runs import evaluations, report
     from wsa.learn.runs.config import read_config
+    from wsa.learn.runs.data import find_store
     from wsa.learn.runs.evaluate import evaluate_run, random_games
+    from wsa.learn.runs.player import requested_mask
 
     user_code.type_in(o.run_options.trust)
     threads = threads_for(o.live.threads)
@@ -53,6 +55,8 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     key = evaluations.key_of(folder, request)
     recorded = None if o.play.again or o.video else evaluations.find(folder, results, key)
     if o.dry_run:
+        if o.without or o.only:  # The store has the models' names.
+            requested_mask(find_store(config, o.store), request)
         games = 0 if recorded else o.episodes
         known = recorded or random_games(config, request).find() is not None
         random = 0 if known else o.episodes

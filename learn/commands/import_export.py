@@ -15,16 +15,17 @@ def export(o: ExportOptions) -> int:
     """`wsa export`."""
     from wsa.encode.registration.select import choose_models, stored_name
     from wsa.store.exchange.export import export as write
-    from wsa.store.exchange.export import plan_export
+    from wsa.store.exchange.export import plan_export, require_new
 
     atari.check_game(o.game)
     _, snapshot = open_snapshot(o.store)
     models = snapshot.models_of(o.game)
     if o.models:
         models = choose_models(snapshot, o.game, [stored_name(snapshot, n) for n in o.models])
-    started = {meta.model for meta in snapshot.embeddings(o.game)} - set(snapshot.models_of(o.game))
-    if started and not o.models:
-        terminal.say(f"left out, because they have not encoded every segment: {', '.join(started)}")
+    elif partly := [m for m in snapshot.models_of(o.game, partly=True) if m not in models]:
+        terminal.say(f"left out, because they have not encoded every segment: {', '.join(partly)}")
+    path = Path(o.path).expanduser()
+    require_new(path)
     plan = plan_export(snapshot, o.game, models, o.frames)
     values = {
         "path": o.path,
@@ -37,7 +38,7 @@ def export(o: ExportOptions) -> int:
     if o.dry_run:
         return terminal.result(o.json, values)
     with terminal.Progress("export", "segments", len(plan.segments), not o.json) as progress:
-        values["rows"] = write(snapshot, plan, Path(o.path).expanduser(), progress.update)
+        values["rows"] = write(snapshot, plan, path, progress.update)
     return terminal.result(o.json, values)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wsa.encode.configs import refuse
 from wsa.learn.configs.probe import ProbeOptions
 from wsa.learn.envs import atari
 from wsa.learn.probe import inputs, linear, ram_labels, tables, targets
@@ -164,7 +165,8 @@ def _remarks_on_play(game: str, play: dict[str, dict[str, Any]]) -> list[str]:
             f"mean return {terminal.number(summary['mean_return'])}"
         )  # fmt: skip
         remarks.append(
-            f"{name} play: {summary['steps']:,} steps of {summary['segments']} segments, {mean}, by "
+            f"{name} play: {terminal.plural(summary['steps'], 'step')} of "
+            f"{terminal.plural(summary['segments'], 'segment')}, {mean}, by "
             f"{', '.join(summary['policies'])}"
         )
     if "better" not in play:
@@ -269,5 +271,7 @@ def _check(o: ProbeOptions) -> None:
         raise UsageError("Give --csv or --json, not both.")
     atari.check_game(o.game)
     targets.horizons_of(o.horizon)
+    if o.target != "reward":
+        refuse(o, ("horizon",), "it is for --target reward")
     if o.target == "ram":
         ram_labels.variables(o.game)

@@ -37,4 +37,4 @@ def study(o: Any) -> int:
             from wsa.learn.study.attend import attend
 
             return attend(o)
-    raise UsageError("wsa study: name a study. 'wsa study --help' lists them.")
+    raise UsageError("name a study. 'wsa study --help' lists them.")

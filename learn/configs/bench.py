@@ -41,7 +41,7 @@ class GridWorkers:
     scheduler: str = "inproc"
     """inproc: this process, one run at a time; local: worker processes; slurm; or tcp://HOST:PORT (Dask)."""
     workers: Annotated[int, OPTIONAL_COUNT] = 0
-    """Number of local worker processes, or of SLURM jobs; 0 for one per core or GPU."""
+    """With --scheduler local or slurm: worker processes or jobs; 0 for one per core or GPU."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -167,13 +167,18 @@ def curves(
 
 def stacked(labels: Sequence[str], x: ArrayLike, shares: NDArray[Any], x_label: str) -> str:
     """Draw shares of a whole over time, stacked: (m, n) for m parts at n ascending positions."""
+    single, at = np.size(x) == 1, x
+    if single:  # One position has no width.
+        at, shares = np.add(x, (-0.5, 0.5)), np.repeat(shares, 2, axis=1)
 
     def paint(axes: Any) -> None:
         colors = [SERIES[i % len(SERIES)] for i in range(len(labels))]
-        axes.stackplot(x, shares, labels=labels, colors=colors, alpha=0.75, linewidth=0)
+        axes.stackplot(at, shares, labels=labels, colors=colors, alpha=0.75, linewidth=0)
         axes.set_xlabel(x_label)
         axes.set_ylabel("weight")
         axes.margins(0)
+        if single:
+            axes.set_xticks(x)
         _legend(axes, len(labels))
 
     return draw(2.6 + 0.2 * -(-len(labels) // 2), paint)

@@ -178,7 +178,7 @@ def _returns(by_policy: Mapping[str, Sequence[tuple[int, float]]], episodes: int
                 [part.max() for part in parts] if size > 1 else None,
             )
         )
-    note = f"{episodes:,} episodes, in the order in which their runs began."
+    note = f"{terminal.plural(episodes, 'episode')}, in the order in which their runs began."
     if size > 1:
         note += f" A point is the mean of {size:,} episodes; the band is from least to highest."
     if len(by_policy) > most:
@@ -239,7 +239,8 @@ def _galleries(found: Sequence[Similar], pngs: Pngs, summary: GameSummary) -> li
                 for at, (n, distance) in enumerate(group)
             ]
             note = (
-                f"Searched: {len(sample):,} frames of {looked:,} segments, of "
+                f"Searched: {terminal.plural(len(sample), 'frame')} of "
+                f"{terminal.plural(looked, 'segment')}, of "
                 f"{summary.encoded[model]:,} that the model has encoded."
             )
             title = f"{model}, frame {i + 1}"

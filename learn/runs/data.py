@@ -17,7 +17,7 @@ from wsa.encode.live import live_encoder
 from wsa.encode.live.live_encoder import EmbeddingSource, LiveEncoder
 from wsa.learn.networks.nature import GrayPixels
 from wsa.learn.runs.config import FILE, OfflineRun, OnlineRun, RunConfig, read_config
-from wsa.store.common import names
+from wsa.store.common import names, terminal
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.flat_map import FlatMap, in_files, materialize
 from wsa.store.objects.root import open_store
@@ -142,7 +142,7 @@ def as_started(whole: Snapshot, folder: Path, game: str, protocol: str) -> Snaps
     played = [meta for meta in whole.segments(game) if meta.protocol == run.protocol]
     if newer := len(played) - len(run.segments):
         _log.info(
-            f"The run continues with the {len(run.segments):,} segments that it was started with, "
+            f"The run continues with the {terminal.plural(len(run.segments), 'segment')} that it was started with, "
             f"and leaves out {newer:,} newer of {game}. To learn from all, start another run."
         )
     return limited

@@ -98,10 +98,7 @@ def open_player(
     # Check before opening models, which is slow.
     checkpoint.find(folder / "checkpoints", request.which)
     config = find_store(config, store, otherwise)
-    mask = None
-    if request.without or request.only:
-        whole = take_snapshot(open_store(config.store))
-        mask = mask_of(config, whole, without=request.without, only=request.only)
+    mask = requested_mask(config, request)
     snapshot, flat = open_data(config)
     present = [key for key in config.inputs if key not in _left_out(config, mask)]
     opened = open_models(
@@ -133,6 +130,18 @@ def open_player(
         mask,
         embedder_for,
     )
+
+
+def requested_mask(config: RunConfig, request: EvaluationRequest) -> Mask | None:
+    """Whether each of a run's models is present, as requested; None if all are.
+
+    Raises:
+        UsageError: If there are no such models, or the fusion needs them.
+    """
+    if not (request.without or request.only):
+        return None
+    snapshot = take_snapshot(open_store(config.store))
+    return mask_of(config, snapshot, without=request.without, only=request.only)
 
 
 def _left_out(config: RunConfig, mask: Mask | None) -> set[str]:

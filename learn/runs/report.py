@@ -30,7 +30,7 @@ from wsa.learn.training import metrics
 from wsa.learn.training.metrics import EVALUATION_RETURN, TRAINING_RETURN
 from wsa.store.common import atomic_files, names
 from wsa.store.common.errors import WsaError
-from wsa.store.common.terminal import numbers
+from wsa.store.common.terminal import numbers, plural
 from wsa.store.objects.model_spec import describe
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -96,7 +96,7 @@ def is_current(folder: Path) -> bool:
 def _run_section(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Section:
     """The run's settings: data, algorithm, network, models, and command."""
     network = config.network
-    data = f"{len(config.segments):,} stored segments"
+    data = plural(len(config.segments), "stored segment")
     if isinstance(config, OnlineRun):
         data = f"games it played; embeddings are looked up in {data}"
     rows = [

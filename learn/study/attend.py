@@ -34,7 +34,8 @@ def attend(o: AttendOptions) -> int:
         return terminal.result(o.json, total)
     results = []
     for run, log in logged:
-        terminal.say(f"{run.folder}: {o.episodes} games in each of {len(KINDS)} conditions")
+        games_each = terminal.plural(o.episodes, "game")
+        terminal.say(f"{run.folder}: {games_each} in each of {len(KINDS)} conditions")
         with terminal.Progress(run.folder.name, "games", shown=not o.json) as progress:
             results.append(_study_run(o, run, log, games, progress.update))
     text = attend_report.write(Path(o.study_dir), results, evaluation)
@@ -45,7 +46,8 @@ def _read_log(run: TrainedRun) -> Log:
     """Read the weights that a run's newest evaluation logged.
 
     Raises:
-        UsageError: If its fusion gives its models no weights, or some models were left out.
+        UsageError: If its fusion gives its models no weights, it has only one model, or some models
+            were left out.
         MissingError: If there are none.
         DamagedError: If they cannot be read.
     """
@@ -54,6 +56,11 @@ def _read_log(run: TrainedRun) -> Log:
         raise UsageError(
             f"{run.folder}: --fusion {fusion} gives its models no weights. Use a run with one of: "
             f"{', '.join(weighing())}."
+        )
+    if len(run.models) == 1:
+        raise UsageError(
+            f"{run.folder}: {run.models[0]} is the run's only model, so it gets all the attention. "
+            "Use a run with several models."
         )
     return read_log(run.folder)
 

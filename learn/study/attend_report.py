@@ -34,6 +34,7 @@ from wsa.learn.study.weight_statistics import (
     entropy,
     switches_per_second,
 )
+from wsa.store.common.terminal import plural
 
 KIND, TITLE = "attend", "Which model gets the attention"
 EMULATOR_HZ = 60
@@ -147,7 +148,8 @@ def _parts(one: AttentionResult) -> Iterator[Part]:
     rows = list(_rows(one))
     *_, effective, switches, steps, games = rows[0]
     yield Text(
-        f"{one.run.folder}: {one.run.name}, {one.run.counted}; {steps:,} steps of {games} games. Effective "
+        f"{one.run.folder}: {one.run.name}, {one.run.counted}; {plural(steps, 'step')} of "
+        f"{plural(games, 'game')}. Effective "
         f"number of models: {effective:.2f} of {len(one.run.models)}. The model with the largest weight changes "
         f"{switches:.2f} times per second."
     )

@@ -115,8 +115,7 @@ def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
     bench = bench_options(o)
     if len(dict.fromkeys(o.models)) < 2:
         raise UsageError(
-            "wsa study combine: name at least two models to combine, for example "
-            "--models palette,objects."
+            "name at least two models to combine, for example --models palette,objects."
         )
     grid.check(bench)
     settings = grid.shared_settings(bench, snapshot)

@@ -30,7 +30,7 @@ from wsa.learn.report.document import Figure, Part, Table, Text, table
 from wsa.learn.study import output
 from wsa.learn.study.combine_plan import PAPER, Plan
 from wsa.learn.study.games import better_than_random
-from wsa.store.common.terminal import number, numbers
+from wsa.store.common.terminal import number, numbers, plural
 
 KIND, TITLE = "combine", "Ways of combining models"
 REFERENCE = "wsa"
@@ -92,7 +92,7 @@ def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
     ]
     bench = grid_plan.bench
     note = (
-        f"{bench.episodes} full games per run (epsilon {bench.final_games.epsilon:g}, environments seeded from "
+        f"{plural(bench.episodes, 'full game')} per run (epsilon {bench.final_games.epsilon:g}, environments seeded from "
         f"{bench.final_games.eval_seed}); raw returns. A random policy plays under the same protocol and "
         "seeds. A run is no better than random if Welch's t-test at 5% finds no difference. "
         "Human-normalized: 0 is the published score of a random policy, 1 that of a human tester. IQM: interquartile "
@@ -169,7 +169,9 @@ def _overview(
     if failures:
         yield output.failures_table(failures)
     elif lost:
-        yield Text(f"{lost} are missing. Run the same command again to continue.")
+        yield Text(
+            f"{lost} {'is' if lost == 1 else 'are'} missing. Run the same command again to continue."
+        )
     if grid_plan.left_out:
         yield table(
             "Left out",

@@ -32,6 +32,7 @@ from wsa.learn.runs.player import Player
 from wsa.learn.runs.presence import Mask
 from wsa.learn.study.trained_runs import TrainedRun
 from wsa.store.common import atomic_files, hashing
+from wsa.store.common.terminal import plural
 from wsa.store.format import records
 
 Key = TypeVar("Key")
@@ -207,8 +208,8 @@ def evaluation_note(evaluation: EvaluationSettings) -> str:
     if evaluation.episodes == 1:
         shown = "a single game has no interval"
     return (
-        f"{evaluation.episodes} full games each (epsilon {evaluation.epsilon:g}, "
-        f"{evaluation.num_envs} environments seeded from {evaluation.seed}, the same for all); raw "
+        f"{plural(evaluation.episodes, 'full game')} each (epsilon {evaluation.epsilon:g}, "
+        f"{plural(evaluation.num_envs, 'environment')} seeded from {evaluation.seed}, the same for all); raw "
         f"returns; {shown}"
     )
 

@@ -86,9 +86,11 @@ def runs_of(o: RunsOptions) -> list[TrainedRun]:
     """
     check_ranges(o)
     if not o.runs:
-        raise UsageError(f"wsa study {o.kind}: name the folders of one or more trained runs.")
-    folders = [Path(run) for run in dict.fromkeys(o.runs)]
-    runs = [TrainedRun(folder, read_config(folder)) for folder in folders]
+        raise UsageError(
+            f"name the folders of one or more trained runs, as in 'wsa study {o.kind} RUN'."
+        )
+    folders = {folder.resolve(): folder for folder in map(Path, o.runs)}
+    runs = [TrainedRun(folder, read_config(folder)) for folder in folders.values()]
     inputs = [key for run in runs for key in run.config.inputs]
     require_used(weights_files(o.live.weights), inputs)
     return runs

@@ -52,7 +52,7 @@ def read_log(folder: Path) -> Log:
     Raises:
         MissingError: If there are none.
         DamagedError: If the file cannot be read.
-        UsageError: If the evaluation left a model out, or the run has only one.
+        UsageError: If the evaluation left a model out.
     """
     path = folder / FILE
     if not path.exists():
@@ -85,8 +85,8 @@ def read_log(folder: Path) -> Log:
         ) from None
     if len(log.models) < 2 or not weights.any(axis=0).all():
         raise UsageError(
-            f"{path} comes from an evaluation with only some of the run's models, or the run has only "
-            f"one. Evaluate the run with all its models: wsa eval {folder} --again"
+            f"{path} comes from an evaluation with only some of the run's models. Evaluate the run "
+            f"with all of them: wsa eval {folder} --again"
         )
     return log
 

@@ -12,6 +12,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 # Okabe and Ito's palette for color-blind readers, without its yellow.
@@ -72,6 +73,7 @@ def draw(
             linestyle=_DASHES[line.style // len(COLORS) % len(_DASHES)],
             linewidth=0.8 if line.pale else 2,
             alpha=0.35 if line.pale else 1,
+            marker="o" if np.size(line.x) == 1 else "",  # No line has one point.
             zorder=2 if line.pale else 3,
         )
     if named:

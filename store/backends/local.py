@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wsa.store.backends.base import MAX_FILE_BYTES, Entry, too_large
-from wsa.store.common.atomic_files import TEMPORARY, storage_errors, write_once
+from wsa.store.common.atomic_files import (
+    TEMPORARY,
+    file_in_the_way,
+    storage_errors,
+    write_once,
+)
 from wsa.store.common.errors import DamagedError, MissingError
 
 _NO_FILE = FileNotFoundError, NotADirectoryError, IsADirectoryError
@@ -26,7 +31,7 @@ class LocalBackend:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(os.path.expanduser(root)).absolute()  # noqa: PTH111  Path.expanduser raises.
-        file = _file_in_the_way(self.root)
+        file = file_in_the_way(self.root)
         if file is not None:
             raise MissingError(
                 "no-store",
@@ -93,12 +98,6 @@ class LocalBackend:
                 "there; remove it.",
             )
         return full
-
-
-def _file_in_the_way(folder: Path) -> Path | None:
-    with contextlib.suppress(OSError):  # The first read reports a missing permission.
-        return next((place for place in (folder, *folder.parents) if place.is_file()), None)
-    return None
 
 
 def _length(path: Path) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import safetensors
 
@@ -36,7 +37,8 @@ def merge(o: MergeOptions) -> int:
 
 def _share(verb: str, o: ShareOptions, source_url: str, target_url: str) -> int:
     ours, theirs = open_backend(o.store).url, open_backend(o.url).url
-    if ours == theirs:
+    # A folder may have several names, such as one through a link.
+    if os.path.realpath(ours) == os.path.realpath(theirs):
         raise UsageError(f"{theirs} is the store itself. Name another one, or another --store.")
     terminal.say(f"store {ours}")
     terminal.say(f"{'to' if verb == 'push' else 'from'} {theirs}")
@@ -136,9 +138,10 @@ def _show(title: str, done: sync.Transfer) -> None:
     terminal.table(title, ["what", "objects", "size"], rows)
     passes, seconds = sync.saved(done.objects)
     print(f"passes saved: {passes:,}, which took {terminal.duration(seconds)}")
-    print(f"there already: {done.present:,} objects")
+    print(f"there already: {terminal.plural(done.present, 'object')}")
     if done.left:
-        print(f"left: {done.left:,} embeddings whose segment or model stays behind")
+        left = terminal.plural(done.left, "embedding")
+        print(f"left: {left} whose segment or model stays behind")
     for what, found in (("damaged", done.damaged), ("conflict", done.conflicts)):
         for one in found:
             print(f"{what}: {one.path}\n  {one.why}")

@@ -53,8 +53,9 @@ def verify(o: VerifyOptions) -> int:
         print(f"  Next: {done.next}")
     if report.incomplete:
         terminal.say(
-            f"{report.incomplete:,} segments have files of frames or rows that no record names. The "
-            "command that wrote them was interrupted, is still running, or their record is lost. Run "
+            f"{terminal.plural(report.incomplete, 'segment')} "
+            f"{'has' if report.incomplete == 1 else 'have'} files of frames or rows that no record "
+            "names. The command that wrote them was interrupted, is still running, or their record is lost. Run "
             "the same 'wsa collect' or 'wsa pull' again; 'wsa sweep' leaves them alone."
         )
     if damaged and not o.repair:
@@ -146,5 +147,5 @@ def du(o: DuOptions) -> int:
     )
     for what, place in (("that no record names", found.leftovers), ("in damaged/", found.damaged)):
         if place.files:
-            print(f"{place.files:,} files {what}: {terminal.size(place.bytes)}")
+            print(f"{terminal.plural(place.files, 'file')} {what}: {terminal.size(place.bytes)}")
     return 0

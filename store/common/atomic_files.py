@@ -49,11 +49,25 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from None
         if error.errno in _FORBIDDEN:
             raise StorageError("no-permission", no_permission(path, error)) from None
+        blocked = isinstance(error, FileExistsError | NotADirectoryError)
+        if blocked and (file := file_in_the_way(path)):
+            raise StorageError(
+                "unavailable",
+                f"{path}: {file} is a file, but a folder is needed there. Give another path, or "
+                "move the file.",
+            ) from None
         raise StorageError(
             "unavailable",
             f"{path}: {error.strerror or error}. Check that the folder is mounted, then run the same "
             "command again.",
         ) from None
+
+
+def file_in_the_way(folder: Path) -> Path | None:
+    """Return the path, or the nearest parent, that is a file and prevents a folder; None if none."""
+    with contextlib.suppress(OSError):  # The first access reports a missing permission.
+        return next((place for place in (folder, *folder.parents) if place.is_file()), None)
+    return None
 
 
 def no_permission(path: Path, error: OSError) -> str:

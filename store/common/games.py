@@ -26,7 +26,7 @@ GAMES = """
 """.split()  # noqa: SIM905  A hundred names in fifteen lines.
 
 _BY_LETTERS = {game.lower(): game for game in GAMES}
-_VERSION = re.compile(r"(NoFrameskip|Deterministic)?(-ram)?-v\d+$", re.IGNORECASE)
+_AROUND = re.compile(r"^ALE/|(NoFrameskip|Deterministic)?(-ram)?-v\d+$", re.IGNORECASE)
 
 
 def spelled(text: str) -> str:
@@ -35,13 +35,13 @@ def spelled(text: str) -> str:
     An unknown name is returned unchanged: the store may have that game, and the lookup reports it
     if not.
     """
-    plain = _VERSION.sub("", text.strip().removeprefix("ALE/"))
+    plain = _AROUND.sub("", text.strip())
     return _BY_LETTERS.get(re.sub(r"[\s_-]", "", plain).lower(), text.strip())
 
 
 def unknown_game(text: str) -> UsageError:
     """Return the error for a name that is not an ALE game's, with similar names."""
-    plain = text.lower().removeprefix("ale/")
+    plain = _AROUND.sub("", text.strip()).lower()
     close = difflib.get_close_matches(plain, _BY_LETTERS, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(_BY_LETTERS[name] for name in close)}? " if close else ""
     return UsageError(

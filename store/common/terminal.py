@@ -128,7 +128,13 @@ def plain(text: str, keep: str = "") -> str:
 
 def plural(number: int, what: str) -> str:
     """Format a number of things, such as `2 workers`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    ending = "es" if what.endswith("s") else "s"
+    return f"{number:,} {what}{'' if number == 1 else ending}"
+
+
+def were(number: int, what: str) -> str:
+    """Format a number of things as the subject of a sentence: `1 object was`, `2 objects were`."""
+    return f"{plural(number, what)} {'was' if number == 1 else 'were'}"
 
 
 def numbers(*values: float, signed: bool = False) -> list[str]:

@@ -276,6 +276,7 @@ def export(
         DamagedError: If stored bytes are not what was committed; `path` is not created.
         StorageError: If there is no space, or the folder cannot be written.
     """
+    require_new(path)
     partial = path.with_name(f"{path.name}.partial")
     with atomic_files.storage_errors(path), _locked(path, partial):
         rows = _write(snapshot, plan, partial, on_segment)
@@ -285,13 +286,21 @@ def export(
     return rows
 
 
-@contextlib.contextmanager
-def _locked(path: Path, partial: Path) -> Iterator[None]:
-    """Lock `partial` as an empty folder that no other process writes to."""
-    if path.exists():
+def require_new(path: Path) -> None:
+    """Check that there is nothing at the path of an export.
+
+    Raises:
+        ConflictError: If there is.
+    """
+    if os.path.lexists(path) or path.name in ("", ".."):  # Such as `.` and `/`.
         raise ConflictError(
             "run-exists", f"{path} exists already. Export to another path, or remove it."
         )
+
+
+@contextlib.contextmanager
+def _locked(path: Path, partial: Path) -> Iterator[None]:
+    """Lock `partial` as an empty folder that no other process writes to."""
     partial.mkdir(parents=True, exist_ok=True)
     handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:

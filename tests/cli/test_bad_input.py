@@ -78,6 +78,15 @@ encode --license mine=MIT,mine=BSD
     --license gives mine twice: MIT and BSD. Give one.
 encode --workers -1
     --workers must be at least 0, not -1.
+encode --scheduler inproc --workers 3
+    --workers 3: --scheduler inproc works in this process alone. Leave out --workers, or choose
+    --scheduler local.
+encode --scheduler tcp://lab:8786 --workers 3 --dry-run
+    --workers 3: --scheduler tcp://lab:8786 has workers of its own. Leave out --workers; start more
+    workers with 'dask worker'.
+bench --games Breakout --models palette --workers 3
+    --workers 3: --scheduler inproc works in this process alone. Leave out --workers, or choose
+    --scheduler local.
 encode --slurm-cores 0
     --slurm-cores must be at least 1, not 0.
 encode --slurm-memory lots
@@ -195,6 +204,16 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
         outcome = filled(*command.split())
     assert (outcome.code, outcome.out) == (3, "")
     assert outcome.error == f"wsa {command.split()[0]}: {message}"
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_run_keeps_its_only_model(filled, unchanged, key, dry):
+    with unchanged():
+        outcome = filled("eval", "run", "--episodes", 1, "--without", "nosuch", *dry)
+        assert outcome.code == 2
+        assert outcome.error == f"wsa eval: --without: {key} is the run's only model."
+        outcome = filled("eval", "run", "--only", key, "--without", key, *dry)
+        assert outcome.error == "wsa eval: Give --without or --only, not both."
 
 
 def test_an_unknown_model_is_not_suggested_for_encoding(filled, unchanged):

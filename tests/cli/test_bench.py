@@ -186,7 +186,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(ready, tmp_path, monk
         patch.setattr(run_cell, "launch", lose_the_device)
         code, out, err = ready(*command)
     assert code == 3
-    assert err.splitlines()[-1].startswith("wsa bench: 4 of 4 runs failed; the others are done.")
+    assert err.splitlines()[-1].startswith("wsa bench: 4 of 4 runs failed. Fix the errors")
     assert "wsa encode --game Breakout --models lite0" in err
     assert "lost the device" in err and "Traceback" not in err
     error = tmp_path / "bench" / "runs" / f"Breakout__mean__{ALIAS}__1" / "error.txt"
@@ -199,7 +199,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(ready, tmp_path, monk
         (f"Breakout, cnn, {ALIAS}, seed 1", "bad-option"),
         ("Breakout, mean, lite0, seed 1", "not-encoded"),
     ]
-    assert err.splitlines()[-1].startswith("wsa bench: 3 of 4 runs failed")
+    assert err.splitlines()[-1].startswith("wsa bench: 3 of 4 runs failed; the others are done")
     assert not error.exists()
     results = read_csv(tmp_path / "bench" / "results.csv")
     assert [(r["fusion"], r["models"]) for r in results] == [("mean", ALIAS)]

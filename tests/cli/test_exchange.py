@@ -70,6 +70,7 @@ def test_an_export_has_every_row_and_says_where_it_is_from(filled, key, unchange
     with unchanged():
         for command, code in (
             ("x.zarr --game Breakout", 4),
+            ("x.zarr --game Breakout --dry-run", 4),
             ("y.zarr --game Pong", 3),
             ("y.zarr --game Breakot", 2),
             ("y.zarr --game Breakout --models vit", 3),

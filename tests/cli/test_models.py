@@ -121,6 +121,20 @@ def test_every_output_is_estimated(output, numbers, fitted, in_memory, kit):
     assert take_snapshot(in_memory).models == []
 
 
+def test_every_model_of_a_dry_run_has_its_own_estimate(filled, key):
+    """Even if several have an alias in common; a model that is named twice has one."""
+    palettes = "palette,palette@map+palette:3"
+    command = ("encode", "--scheduler", "inproc", "--dry-run", "--json", "--models")
+    models = filled(*command, f"{palettes},objects,{MODEL}@pooled,{key}").json["models"]
+    assert sorted(models) == [
+        *("objects of Breakout", "palette@map+palette:3@Breakout"),
+        *("palette@map+palette:5@Breakout", ALIAS),
+    ]
+    assert [one["objects"] for one in models.values()] == [4, 4, 4, 0]
+    models = filled(*command, f"{MODEL}@pooled,{MODEL}@grid:2").json["models"]
+    assert list(models) == [key, f"{ALIAS}:random@grid:2"]
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -130,6 +130,7 @@ def test_a_store_without_frames_has_no_pixels(filled, tmp_path):
         ("--csv --json", 2, "Give --csv or --json, not both."),
         ("--splits 2", 2, "--splits must be from 3 to 20, not 2."),
         ("--untrained 11", 2, "--untrained must be from 0 to 10, not 11."),
+        ("--horizon 5", 2, "--horizon has no effect: it is for --target reward. Leave it out."),
         ("--horizon 0", 2, "--horizon 0: give numbers of steps from 1 to 1000."),
         ("--game Enduro", 2, "The memory of Enduro is not annotated"),
         ("--game Pong", 3, "has no frames of Pong. Collect some: wsa collect --game Pong"),

@@ -182,6 +182,7 @@ def test_models_lists_licenses_and_marks_random_weights(filled, key):
         assert lines[alias][1:3] == [published.timm_name, published.license]
     assert lines[key][1:4] == [ALIAS, "(random", "weights)"]
     found = filled("models", "--json").json
+    assert found["aliases"]["palette"]["weights_here"] == "needs none"
     assert found["stored"][0]["license"] == "none: random weights"
     assert found["aliases"]["swin"]["license"] == "mit"
 

@@ -208,6 +208,7 @@ def test_models_of_one_key_are_compared_by_their_probes(filled, tmp_path, key, f
         ("push lab --store nowhere", 3, "There is no store at ./nowhere yet"),
         ("push run", 3, "./run is not a wsa store"),
         ("pull store", 2, "./store is the store itself"),
+        ("push lab/../store", 2, "./lab/../store is the store itself"),
         ("push other --game Breakou", 3, "Did you mean Breakout?"),
         ("push other --models vit", 3, "no model 'vit'"),
         ("pull", 2, "URL"),

@@ -36,14 +36,19 @@ def trained(two_models, tmp_path_factory):
     ("arguments", "code", "message"),
     [
         (("sclae",), 2, "Did you mean scale?"),
-        (("scale",), 2, "name the folders of one or more trained runs"),
+        ((), 2, "wsa study: name a study"),
+        (("scale",), 2, "wsa study: name the folders of one or more trained runs"),
         (("attend", "run", "nowhere"), 3, "is not the folder of a run"),
         (("generalize", "run", "--suite", "looks"), 2, "look"),
-        (("generalize", "run", "--episodes", 0), 2, "--episodes must be at least 1"),
-        (("combine", "--models", RESNET), 2, "at least two"),
+        (("generalize", "run", "--episodes", 0), 2, "wsa study: --episodes must be at least 1"),
+        (("combine", "--models", RESNET), 2, "wsa study: name at least two models to combine"),
         (("combine", "--models", f"{RESNET},oops", "--games", "Breakout"), 2, "oops"),
         (("scale", "run", "--after", "played", "--episodes", 0), 2, "must be at least 1"),
-        (("scale", "--during", "--models", RESNET), 2, "at least two"),
+        (("scale", "run", "--episodes", 5), 2, "--episodes has no effect: --after cached plays no"),
+        (("scale", "run", "--eval-seed", 5), 2, "--eval-seed has no effect: --after cached plays"),
+        (("scale", "run", "--engine", "torch"), 2, "--after cached runs no model. Leave it out."),
+        (("scale", "run", "--after", "played", "--states", 5), 2, "--states has no effect: it is"),
+        (("scale", "--during", "--models", RESNET), 2, "wsa study: --during: name at least two"),
         (("scale", "--during", "--online", "--algo", "ppo", "--models", "a,b"), 2, "--online"),
     ],
 )
@@ -51,6 +56,12 @@ def test_an_impossible_study_is_refused_at_once(ready, trained, tmp_path, argume
     outcome = ready("study", *(trained if a == "run" else a for a in arguments))
     assert outcome.code == code and message in outcome.error, outcome.err
     assert "Traceback" not in outcome.err and not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("study", ["attend", "scale"])
+def test_a_run_with_one_model_is_refused(filled, study):
+    outcome = filled("study", study, "run")
+    assert outcome.code == 2 and "is the run's only model" in outcome.error
 
 
 def test_sets_of_models_are_played_once(ready, trained, tmp_path, monkeypatch, unchanged):

@@ -127,7 +127,7 @@ def test_du_sums_objects_and_leftovers(filled, tmp_path, unchanged):
         assert report["by"] == by and report["total"]["objects"] == 13
     (tmp_path / "store" / "tmp").mkdir(exist_ok=True)
     (tmp_path / "store" / "tmp" / "half").write_bytes(bytes(2000))
-    assert filled("du").out.splitlines()[-1] == "1 files that no record names: 2.0 kB"
+    assert filled("du").out.splitlines()[-1] == "1 file that no record names: 2.0 kB"
 
 
 def test_text_of_a_store_does_not_control_the_terminal(capsys):

@@ -11,7 +11,7 @@ from dask import config
 
 from wsa.encode.jobs import cluster, dry_run
 from wsa.encode.jobs.encoding import Encoding
-from wsa.encode.jobs.report import EncodeReport, write_report
+from wsa.encode.jobs.report import EncodeReport, run_values, summary, write_report
 from wsa.encode.jobs.run import encode_on
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
@@ -45,6 +45,11 @@ def test_a_full_disk_leaves_the_previous_report(tmp_path):
     assert (tmp_path / "run.json").read_bytes() == before
 
 
+def test_a_report_of_one_of_each_is_in_the_singular():
+    text = summary(run_values(EncodeReport((), (), (), 1, 1.0, workers=1, threads=1)))
+    assert "1 object was there already" in text and "1 worker, 1 thread, device" in text
+
+
 def test_events_are_json_and_the_report_repeats_them(store, fill, damage_frames, run_wsa, tmp_path):
     metas = fill(store, [[0, 1, 2], [2, 3], [5, 6]])
     damage_frames(store, metas[2])
@@ -74,7 +79,7 @@ def test_events_are_json_and_the_report_repeats_them(store, fill, damage_frames,
     assert code == 5 and "Skipped" in out and "{" not in err
     assert "(Attempt 1; this run tries it again.)" in err
     assert "(Attempt 3; it is skipped.)" in err
-    assert err.splitlines()[-1].startswith("wsa encode: 1 objects were skipped")
+    assert err.splitlines()[-1].startswith("wsa encode: 1 object was skipped after")
 
 
 def test_a_report_that_cannot_be_written_is_refused_at_once(store, fill, run_wsa, tmp_path):

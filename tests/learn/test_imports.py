@@ -346,6 +346,8 @@ def put(name, of):
         (flat, changed("rewards", -1, 1), "a row with action -1 has a reward or an end"),
         (flat, changed("actions", 0, -1), "row 0 has action -1 and belongs to no episode"),
         (flat, put("lives", lambda a: a - 9), "lives must be"),
+        (flat, put("lives", lambda a: a + 0.5), r"lives must be \d+ whole"),
+        (flat, put("lives", lambda a: a * np.nan), r"must be \d+ whole numbers"),
         (flat, put("observations", lambda a: a[..., 0]), "whole RGB screens of Breakout"),
         (flat, put("observations", lambda a: a[:, :84, :84, 0]), r"observations are \(\d+, 84, 84"),
         (flat, put("observations", lambda a: a.astype(np.int16)), r"\) int16"),

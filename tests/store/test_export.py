@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import dask.array
@@ -194,8 +195,11 @@ def test_a_plan_predicts_frames_rows_and_bytes(kit, snapshot, tmp_path):
 
 
 def test_existing_files_are_left_alone(kit, snapshot, tmp_path):
-    for path in (tmp_path / "file", tmp_path / "folder"):
-        path.mkdir() if path.name == "folder" else path.write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    folders = (Path(name) for name in (".", "..", "/", "", "nowhere/.."))
+    for path in (*(tmp_path / name for name in ("file", "folder", "link")), *folders):
         with pytest.raises(ConflictError, match="Export to another path"):
             export_all(snapshot, kit, path)
     partial = tmp_path / "x.partial"

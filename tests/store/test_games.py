@@ -18,6 +18,7 @@ def test_the_games_are_those_of_the_emulator_and_roms_name_them_too():
     [
         *((text, "Freeway") for text in ("freeway", "FREEWAY", " freeway ", "Freeway-v5")),
         *((text, "Freeway") for text in ("ALE/Freeway-v5", "FreewayNoFrameskip-v4")),
+        *((text, "Freeway") for text in ("ale/freeway-v5", "Ale/Freeway", "freeway-ram-V4")),
         *((text, text) for text in ("Nope", "", "vit-0123456789ab", "../x")),
     ],
 )

@@ -152,6 +152,13 @@ def test_a_path_below_a_file_is_refused(tmp_path):
     with pytest.raises(StorageError) as refused:
         atomic_files.write_once(tmp_path, tmp_path / "a" / "b", b"x")
     assert refused.value.kind == "unavailable"
+    for publish in (
+        lambda: atomic_files.replace(tmp_path / "a" / "b", b"x"),
+        lambda: atomic_files.replace(tmp_path / "a" / "b" / "c", b"x"),
+        lambda: atomic_files.require_writable(tmp_path / "a"),
+    ):
+        with pytest.raises(StorageError, match="a is a file, but a folder is needed there"):
+            publish()
 
 
 def test_errors_of_wsa_pass_through_unchanged():

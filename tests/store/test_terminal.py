@@ -2,7 +2,7 @@
 
 import pytest
 
-from wsa.store.common.terminal import number, numbers
+from wsa.store.common.terminal import number, numbers, plural, were
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,8 @@ def test_numbers_that_belong_together_have_equally_many_decimals():
     assert numbers(0.27, 0, 1) == ["0.27", "0.00", "1.00"]
     assert numbers(1.5, -2.25, signed=True) == ["+1.50", "-2.25"]
     assert numbers() == []
+
+
+def test_one_thing_is_singular():
+    assert [plural(n, "pass") for n in (0, 1, 1234)] == ["0 passes", "1 pass", "1,234 passes"]
+    assert [were(n, "object") for n in (1, 2)] == ["1 object was", "2 objects were"]

@@ -54,7 +54,7 @@ def generalize(o: GeneralizeOptions) -> int:
         o = dataclasses.replace(o, episodes=few[0], states=few[1])
     runs = runs_of(o)
     if not o.episodes:
-        raise UsageError("wsa study generalize: --episodes must be at least 1.")
+        raise UsageError("--episodes must be at least 1.")
     plans = [_plan(o, run) for run in runs]  # Check all runs before playing the first.
     missing_suites = _missing_suites(plans, _suites(o))
     for remark in missing_suites:

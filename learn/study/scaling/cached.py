@@ -18,6 +18,7 @@ from wsa.learn.runs.presence import Mask, check_can_lose
 from wsa.learn.study.scaling.stored_states import STATES, StoredStates
 from wsa.learn.study.scaling.subsets import shapley, subsets
 from wsa.learn.study.trained_runs import TrainedRun
+from wsa.learn.training import checkpoint
 from wsa.store.common.errors import UsageError
 
 MOST_MODELS = 10  # Makes about a thousand sets.
@@ -74,6 +75,7 @@ def check(run: TrainedRun) -> None:
 
     Raises:
         UsageError: If it has too many models, or its fusion needs all of them.
+        MissingError: If it has no checkpoint yet.
     """
     check_can_lose(run.config, str(run.folder))
     models = len(run.config.models)
@@ -82,6 +84,7 @@ def check(run: TrainedRun) -> None:
             f"{run.folder} has {models} models, which make {2**models:,} "
             f"sets. At most {MOST_MODELS} models are supported. Use wsa eval --without for single sets."
         )
+    checkpoint.latest(run.folder / "checkpoints")
 
 
 def measure(

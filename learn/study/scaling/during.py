@@ -41,7 +41,7 @@ def during(o: DuringOptions) -> int:
     """`wsa study scale --during`; the exit code is that of the first failed run, or 0."""
     if len(dict.fromkeys(o.models)) < 2:
         raise UsageError(
-            "wsa study scale --during: name at least two models to add and drop, for example "
+            "--during: name at least two models to add and drop, for example "
             "--models palette,objects."
         )
     if o.online:
@@ -81,7 +81,8 @@ def during(o: DuringOptions) -> int:
     text = during_report.write(Path(o.study_dir), bench, all_stages, changes, failures)
     if o.json:
         failed = [dataclasses.asdict(failure) for failure in failures]
-        terminal.result(True, {"runs": len(all_stages), "failed": failed})
+        table = during_report.as_json(all_stages, changes)
+        terminal.result(True, {"runs": len(all_stages), "failed": failed, "table": table})
     else:
         print(text)
     return say_failed(failures)

@@ -38,7 +38,7 @@ def write(
     if lost := sum(not better_than_random(_summary(stage)) for stage in done):
         parts.append(
             Text(
-                f"{lost} of them play no better than a random policy (Welch's t-test at 5%). For "
+                f"{lost} of them {'plays' if lost == 1 else 'play'} no better than a random policy (Welch's t-test at 5%). For "
                 "such a network, the cost of a change cannot be measured."
             )
         )
@@ -57,6 +57,14 @@ def write(
     )
     rows = [_row(stage, changes) for stage in done]
     return output.write(folder, KIND, TITLE, parts, note, {KIND: (COLUMNS, rows)})
+
+
+def as_json(
+    all_stages: Sequence[Stage], changes: Mapping[Path, PlayedGames]
+) -> list[dict[str, Any]]:
+    """The finished runs as JSON values."""
+    done = (stage for stage in all_stages if stage.cell.result() is not None)
+    return [dict(zip(COLUMNS, _row(stage, changes), strict=True)) for stage in done]
 
 
 def _summary(stage: Stage) -> dict[str, Any]:

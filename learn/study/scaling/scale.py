@@ -6,6 +6,7 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
+from wsa.encode.configs import refuse
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.configs.study import ScaleOptions
 from wsa.learn.study.games import Games
@@ -15,13 +16,31 @@ from wsa.learn.study.trained_runs import TrainedRun, open_run, print_results, ru
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
 
+# Why options of games have no effect.
+PLAYS_NONE = "--after cached plays no game; --after played does"
+
 
 def scale(o: ScaleOptions) -> int:
     """`wsa study scale`."""
+    _check(o)
     runs = runs_of(o)
     for run in runs:  # Check all runs before evaluating the first.
         cached.check(run)
     return _cached(o, runs) if o.after == "cached" else _played(o, runs)
+
+
+def _check(o: ScaleOptions) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    if o.after == "played":
+        refuse(o, ("states",), "it is for --after cached")
+        return
+    refuse(o, ("episodes",), PLAYS_NONE)
+    refuse(o.final_games, ("epsilon", "eval_seed", "eval_num_envs"), PLAYS_NONE)
+    refuse(o.live, ("engine", "weights", "threads"), "--after cached runs no model")
 
 
 def _cached(o: ScaleOptions, runs: list[TrainedRun]) -> int:

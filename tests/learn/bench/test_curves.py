@@ -55,6 +55,15 @@ def test_the_picture_has_the_color_of_every_method(methods):
         assert (pixels == (blue, green, red)).all(axis=-1).any(), color
 
 
+def test_a_single_episode_is_a_point():
+    data = png("Pong", [Curve("wsa", np.array([7.0]), np.array([-3.0]))])
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None
+    inside = pixels[100:400, 200:900]  # Without the legend.
+    blue = bytes.fromhex(charts.COLORS[0][1:])[::-1]
+    assert (inside == tuple(blue)).all(axis=-1).any()
+
+
 @pytest.mark.parametrize("lines", [[], [charts.Line("loss", [3], [0.5], 0)]])
 def test_a_logarithmic_chart_may_have_no_lines_or_one_point(lines):
     picture = charts.draw("Losses", "steps", "loss", lines, logarithmic=True)

@@ -125,3 +125,15 @@ def test_the_files_of_a_bench(tmp_path):
     assert ("eval/episodic_return", "1.5") in [(r["scalar"], r["value"]) for r in rows]
     summary = report.summary([])
     assert summary["runs"] == 10 and summary["table"][1]["human_normalized"] is None
+
+
+def test_a_game_without_a_common_stretch_of_steps_has_no_empty_figure(tmp_path):
+    for number, run in enumerate(make_results()[:2]):
+        folder = tmp_path / "runs" / str(number)
+        folder.mkdir(parents=True)
+        (folder / RESULT).write_bytes(msgspec.json.encode(run))
+        line = {"step": 10 + 500 * number, "charts/episodic_return": 2.5}
+        (folder / "metrics.jsonl").write_bytes(msgspec.json.encode(line))
+    bench_report.write(tmp_path, EVALUATION, "/lab/wsa", [])
+    assert (tmp_path / "curves-Breakout.png").exists()  # It shows the runs themselves.
+    assert 'aria-label="Breakout"' not in (tmp_path / "report.html").read_text()

@@ -98,6 +98,15 @@ def test_figures_use_the_colors_of_the_page_and_are_reproducible():
     assert one == other
 
 
+def test_shares_at_one_position_are_visible():
+    """A short run logs its weights once."""
+    svg = figures.stacked("ab", np.array([20.0]), np.array([[0.25], [0.75]]), "updates")
+    area = re.search(r'd="M ([^"]*)" clip-path[^>]*fill: var\(--s0\)', svg)
+    assert area
+    places = [float(point.split()[0]) for point in re.split(r"[LM]", area[1])]
+    assert max(places) - min(places) > 100
+
+
 def test_markdown_has_everything_except_the_figures():
     text = markdown(make_section())
     assert text.startswith("# A section\n") and "## A table" in text and "Figure" not in text

@@ -61,7 +61,7 @@ def test_a_log_is_read_game_by_game(tmp_path):
         (
             {"models": np.array(["a-0123456789ab"]), "weights": np.ones((4, 1))},
             UsageError,
-            "has only one",
+            "only some of the run's models",
         ),
         ({"step": np.zeros((2, 2))}, DamagedError, "cannot be read"),
     ],

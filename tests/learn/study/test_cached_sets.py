@@ -192,6 +192,8 @@ def test_runs_that_cannot_leave_out_a_model_are_refused(kit, walk_url, tmp_path)
     more = msgspec.structs.replace(config, models=many, network=NETWORK)
     with pytest.raises(UsageError, match="2,048 sets"):
         cached.check(TrainedRun(tmp_path, more))
+    with pytest.raises(MissingError, match="has no checkpoint"):
+        cached.check(TrainedRun(tmp_path, msgspec.structs.replace(config, network=NETWORK)))
 
 
 def test_the_written_files(run, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import msgspec
@@ -98,6 +99,12 @@ def test_stages_after_a_failed_one_are_not_run(walk_url, tmp_path, monkeypatch, 
     assert "failed: Pong, b, seed 1: There is no memory.\n" in errors
     because = "not run, because the stage before it failed: Pong, b, seed 1\n"
     assert f"failed: Pong, b + a, seed 1: {because}" in errors
+    assert cli.main([*words, "--json"]) == 6
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["failed"]) == 2 and len(found["table"]) == found["runs"] - 2
+    rows = {(row["way"], row["order"]): row for row in found["table"]}
+    assert rows["add", "a + b"]["return_after_change"] == 1.5
+    assert rows["control", "a"]["return_at_end"] == 1
 
 
 def test_the_network_after_a_change_is_the_one_that_training_starts_with(kit, walk_url, tmp_path):
@@ -131,7 +138,7 @@ def test_the_report_shows_returns_before_and_after_each_change(tmp_path):
     bench = bench_options(cli.parse("study", ["scale", "--during", "--models", "a,b"]))
     text = during_report.write(tmp_path, bench, plan, changes, [])
     assert "9 of 10 runs are trained and evaluated." in text
-    assert "1 of them play no better than a random policy" in text
+    assert "1 of them plays no better than a random policy" in text
     adding = next(line for line in text.splitlines() if line.startswith("| a + b "))
     assert [cell.strip() for cell in adding.split("|")[1:-1]] == [
         "a + b", "20", "0", "-6", "1", "1",
