@@ -250,7 +250,9 @@ class RemoteBackend:
             "failed": f"It kept failing for {patience():g} s. Check the network and "
             f"{SETTINGS[scheme]}, and run the same command again: nothing committed is lost.",
         }[kind]
-        return StorageError("unavailable", f"{self.url}: {_reason(error)}. {hint}")
+        denied = kind in ("credentials", "no-credentials")
+        reported = "no-permission" if denied else "unavailable"
+        return StorageError(reported, f"{self.url}: {_reason(error)}. {hint}")
 
 
 class _Tries:

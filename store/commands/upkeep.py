@@ -28,7 +28,7 @@ def verify(o: VerifyOptions) -> int:
     values = dataclasses.asdict(report)
     del values["damage"], values["unlisted"]
     repairs = repair(backend, report.damage) if o.repair else []
-    refused = sum(d.kind == "unavailable" for d in report.damage)
+    refused = sum(d.refused for d in report.damage)
     damaged = len(report.damage) + report.unlisted - refused
     # Files that the storage refused to read may be intact.
     code = DamagedError.exit_code if damaged else StorageError.exit_code if refused else 0
@@ -42,7 +42,7 @@ def verify(o: VerifyOptions) -> int:
     if share < 1:
         terminal.say(f"A sample: {report.objects:,} of {report.of:,} objects, chosen at random.")
     for found in report.damage:
-        word = "refused" if found.kind == "unavailable" else "damaged"
+        word = "refused" if found.refused else "damaged"
         print(f"{word}: {found.concerns}\n  {found.why}")
     for done in repairs:
         print(

@@ -64,8 +64,13 @@ def repair(backend: Backend, damage: Iterable[Damage]) -> list[Repair]:
 
 def _repair(backend: Backend, path: str, damage: Sequence[Damage]) -> Repair:
     first = damage[0]
-    if any(one.kind == "unavailable" for one in damage):
-        return Repair(path, "", (), "see to the disk, which refused to read it, and verify again")
+    if any(one.refused for one in damage):
+        return Repair(
+            path,
+            "",
+            (),
+            "nothing: it may be intact. Fix what the storage reports, and verify again",
+        )
     if first.attempt:
         return _set_object_aside(backend, first)
     return _set_record_aside(backend, first)

@@ -38,6 +38,10 @@ OBJECTS_AT_ONCE = 8
 Rows = tuple[tuple[int, int], ...]
 
 
+# What the storage may answer instead of a file's bytes.
+REFUSALS: tuple[Kind, ...] = ("unavailable", "no-permission", "no-memory")
+
+
 @dataclasses.dataclass(frozen=True)
 class Damage:
     """One damaged array, object or record.
@@ -63,6 +67,11 @@ class Damage:
     unit: str = ""
     rows: Rows = ()
     attempt: str = ""
+
+    @property
+    def refused(self) -> bool:
+        """Whether the storage refused the read, so that the bytes may be intact."""
+        return self.kind in REFUSALS
 
     @property
     def concerns(self) -> str:

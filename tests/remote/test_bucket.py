@@ -197,6 +197,8 @@ def test_a_refusal_is_reported_without_a_retry(faulty, url, fault):
             assert refused.value.exit_code == 6
             if method != "HEAD":  # Its reply has no body.
                 assert REFUSALS[fault] in str(refused.value)
+                denied = "Check the credentials" in REFUSALS[fault]
+                assert (refused.value.kind == "no-permission") == denied
             assert len(faulty.requests) == 1
 
 
@@ -225,6 +227,7 @@ def test_missing_credentials_are_named(url, environment, tmp_path):
     with pytest.raises(StorageError) as refused:
         RemoteBackend(url).get("x")
     assert "No credentials were found. Set AWS_ACCESS_KEY_ID and" in str(refused.value)
+    assert refused.value.kind == "no-permission"
 
 
 def test_anonymous_reading(faulty, url, environment, s3):

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from wsa.store.backends.local import LocalBackend
-from wsa.store.common.errors import StorageError
+from wsa.store.common.errors import Kind, StorageError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.root import open_store
 
@@ -45,15 +45,15 @@ def full(store: LocalBackend, full_template: tuple[Path, list[SegmentMeta]]) -> 
 
 
 @pytest.fixture
-def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`refuse(path)`: from now on, reading anything below `path` fails like a bad sector."""
 
-    def begin(bad: str) -> None:
+    def begin(bad: str, kind: Kind = "unavailable") -> None:
         read = LocalBackend.get
 
         def get(self: LocalBackend, path: str, *most: int) -> bytes:
             if path.startswith(bad):
-                raise StorageError("unavailable", f"{path}: Input/output error")
+                raise StorageError(kind, f"{path}: Input/output error")
             return read(self, path, *most)
 
         monkeypatch.setattr(LocalBackend, "get", get)

@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 
-from wsa.store.common import names
+from wsa.store.common import hashing, names
 from wsa.store.format import records
 from wsa.store.maintenance import verify
 from wsa.store.maintenance.repair import repair
 from wsa.store.maintenance.sweep import sweep
+from wsa.store.maintenance.verify import REFUSALS
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.testing import FaultyBackend, Killed
 
@@ -153,14 +154,19 @@ def test_a_repair_leaves_an_object_that_is_made_again_meanwhile(store, full, kit
     assert path in take_snapshot(store).commits and not verify.verify(store).damage
 
 
-def test_a_repair_leaves_what_the_disk_cannot_read(store, full, kit, monkeypatch, refuse):
-    """It may be whole: a short outage of a network share must not cost an object."""
-    refuse(names.model_path(kit.key("vit")))
+@pytest.mark.parametrize("kind", REFUSALS)
+@pytest.mark.parametrize("record", [False, True])
+def test_a_repair_leaves_what_the_storage_refuses(
+    store, full, kit, monkeypatch, refuse, kind, record
+):
+    """It may be whole: neither an outage nor another user's permissions may cost an object."""
+    path = names.model_path(kit.key("vit"))
+    refuse(names.commit_path(hashing.object_id(path)) if record else path, kind)
     damage = verify.verify(store).damage
     monkeypatch.undo()
     before = kit.all_files(store)
     (done,) = repair(store, damage)
-    assert "disk" in done.next and done.kept == ""
+    assert "may be intact" in done.next and done.kept == ""
     assert kit.all_files(store) == before and not verify.verify(store).damage
 
 

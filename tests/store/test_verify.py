@@ -343,11 +343,12 @@ def test_a_damaged_record_without_files_is_reported(store, full, kit):
     assert damage.path == record and "none of whose files" in damage.concerns
 
 
-def test_an_unreadable_file_is_reported_and_the_rest_is_verified(store, full, kit, refuse):
+@pytest.mark.parametrize("kind", verify.REFUSALS)
+def test_an_unreadable_file_is_reported_and_the_rest_is_verified(store, full, kit, refuse, kind):
     bad = names.embedding_path(full[0].game, kit.key("vit"), full[0].segment)
-    refuse(bad)
+    refuse(bad, kind)
     report = verify.verify(store)
-    assert [(d.path, d.kind) for d in report.damage] == [(bad, "unavailable")]
+    assert [(d.path, d.kind, d.refused) for d in report.damage] == [(bad, kind, True)]
     assert report.objects == OBJECTS
 
 
