@@ -10,7 +10,10 @@ from wsa.store.common.errors import StorageError
 
 # torch has a class for a GPU's memory only, and importing it takes seconds; so match the messages
 # of both its allocators.
-_MESSAGES = re.compile(r"out of memory|(can't|not enough|failed to) allocate|not enough memory")
+_MESSAGES = re.compile(
+    r"out of memory|(can't|not enough|failed to) allocate|not enough memory"
+    r"|Storage size calculation overflowed"
+)
 
 
 def ran_out(error: BaseException) -> bool:

@@ -11,6 +11,9 @@ from typing import Any
 
 from wsa.store.common.errors import UsageError
 
+# Above this, libraries fail with overflows, and a float no longer holds every whole number.
+LARGEST = 2**53
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -64,16 +67,19 @@ def check_ranges(options: Any, flags: Mapping[str, str] | None = None) -> None:
         flags: Flag names of fields whose flag differs from the field's name.
 
     Raises:
-        UsageError: If a value is outside its range; the message names the option.
+        UsageError: If a value is outside its range, or above `LARGEST`; the message names the
+            option.
     """
     for name, hint in typing.get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
         numbers = value if isinstance(value, tuple) else (value,)
         for limit in _ranges(hint):
             for number in numbers:
-                if number is not None and not limit.holds(number):
-                    option = (flags or {}).get(name, name.replace("_", "-"))
-                    raise UsageError(f"--{option} must be {limit}, not {number}.")
+                if number is None or (limit.holds(number) and number <= LARGEST):
+                    continue
+                option = (flags or {}).get(name, name.replace("_", "-"))
+                allowed = f"at most {LARGEST}" if limit.holds(number) else limit
+                raise UsageError(f"--{option} must be {allowed}, not {number}.")
 
 
 def _ranges(hint: Any) -> Iterator[Range]:

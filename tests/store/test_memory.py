@@ -27,6 +27,7 @@ GPU = OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 h
         (GPU, " for 20.00 GiB"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), None),
         (RuntimeError("CUDA error: out of memory"), ""),
+        (RuntimeError("Storage size calculation overflowed with sizes=[9007199254740992, 4]"), ""),
     ],
 )  # fmt: skip
 def test_errors_of_allocations_become_one_kind(error, size):

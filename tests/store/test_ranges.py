@@ -42,6 +42,8 @@ class Record(msgspec.Struct):
         (Options(share=math.nan), "--share must be from 0 to 1, not nan."),
         (Options(port=1 << 16), "--port must be from 0 to 65535, not 65536."),
         (Record(-1), "--updates must be at least 0, not -1."),
+        (Record(2**53 + 1), "--updates must be at most 9007199254740992, not 9007199254740993."),
+        (Options(rate=1e308), "--rate must be at most 9007199254740992, not 1e+308."),
     ],
 )
 def test_a_value_outside_its_range_is_refused(options, message):
