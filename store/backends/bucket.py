@@ -32,7 +32,7 @@ from obstore.exceptions import (
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from wsa.store.backends.base import MAX_FILE_BYTES, Entry, too_large
-from wsa.store.common.errors import DamagedError, StorageError, UsageError, redact
+from wsa.store.common.errors import DamagedError, Kind, StorageError, UsageError, redact
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -251,7 +251,7 @@ class RemoteBackend:
             f"{SETTINGS[scheme]}, and run the same command again: nothing committed is lost.",
         }[kind]
         denied = kind in ("credentials", "no-credentials")
-        reported = "no-permission" if denied else "unavailable"
+        reported: Kind = "no-permission" if denied else "unavailable"
         return StorageError(reported, f"{self.url}: {_reason(error)}. {hint}")
 
 
