@@ -258,8 +258,9 @@ def _require_frames(snapshot: Snapshot, plan: Plan) -> None:
         count = terminal.plural(sum(of == game for of, _ in lacking), "segment")
         raise MissingError(
             "no-frames",
-            f"{snapshot.backend.url} has the rows of {count} of {game} without their frames, which {alias} has not seen. Fetch them from where the "
-            f"rows came from: wsa pull URL --game {game}",
+            f"{snapshot.backend.url} has the rows of {count} of {game} without their frames, which "
+            f"{alias} has not seen. Fetch them from where the rows came from: wsa pull URL --game "
+            f"{game}",
         )
 
 

@@ -44,7 +44,7 @@ REFUSALS: tuple[Kind, ...] = ("unavailable", "no-permission", "no-memory")
 
 @dataclasses.dataclass(frozen=True)
 class Damage:
-    """One damaged array, object or record.
+    """One array, object, or record that is damaged, or that the storage refused to read.
 
     Attributes:
         path: The object's path, or the record's path if the record is damaged.
